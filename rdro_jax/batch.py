@@ -1,0 +1,28 @@
+"""The batch: the one shape in which examples travel from the data to the loss."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Batch(NamedTuple):
+    """Packed rows, numpy on the host and jax in a step. `slots` is the most examples that share a row.
+
+    Position `t` of a row predicts `tokens[t + 1]`, hence `loss_mask[t]` speaks of the *target*: it is True where
+    `tokens[t + 1]` is a completion token of the same segment. The last position of a row predicts nothing.
+    """
+
+    tokens: Int[Array, "rows seq"]
+    """Token ids; 0 where `segment_ids` is 0."""
+    positions: Int[Array, "rows seq"]
+    """Position of a token inside its example: restarts at 0 in every segment."""
+    segment_ids: Int[Array, "rows seq"]
+    """0 is padding; example in slot `k` of the row has segment id `k + 1`."""
+    loss_mask: Bool[Array, "rows seq"]
+    """True where the target is a completion token."""
+    desirable: Bool[Array, "rows slots"]
+    """The label of each example. A pair is two adjacent slots: chosen, rejected."""
+    weight: Float[Array, "rows slots"]
+    """Weight of each example; 0 for an empty slot."""
+    reference_logps: Float[Array, "rows slots"]
+    """Completion log-probability under the reference, in nats; 0 for an empty slot, NaN where not yet known."""
