@@ -1,0 +1,33 @@
+"""Supervised fine-tuning: maximum likelihood on completions. Fits the reference to the mixture before RDRO."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rdro_jax.losses.base import LossInputs, Weighted
+
+
+def sft(policy_logps: Float[Array, "examples"], lengths: Int[Array, "examples"]) -> Float[Array, "examples"]:
+    """Negative log-likelihood per completion token of every example, in nats per token; 0 for an empty example.
+
+    Weighted by `lengths` the batch loss is the token-weighted mean over the global batch.
+    """
+    return -policy_logps / jnp.maximum(lengths, 1)
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Token-weighted negative log-likelihood of completions."""
+
+    needs_reference: ClassVar[bool] = False
+
+    name: Literal["sft"] = "sft"
+    on: Literal["all", "desirable"] = "all"
+    """Which completions to fit: all of them (the mixture RDRO's reference stands for), or the desirable ones."""
+
+    def __call__(self, x: LossInputs) -> Weighted:
+        """Return nats per token, weighted by tokens."""
+        chosen = jnp.where(x.desirable, 1.0, 0.0) if self.on == "desirable" else 1.0
+        return Weighted(sft(x.policy_logps, x.lengths), x.weight * chosen * x.lengths)
