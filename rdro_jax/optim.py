@@ -1,0 +1,59 @@
+"""OptimizerConfig -> optax: AdamW, its schedule, clipping by global norm."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule, with the field names and the meaning they have in TRL."""
+
+    learning_rate: float = 5e-7
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up: to 0 by a half cosine or a line, or constant."""
+    warmup_ratio: float = 0.1
+    """Share of the optimizer steps over which the rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; norms and biases are never decayed."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 switches clipping off."""
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate as a function of the optimizer step, for a run of `num_steps` steps."""
+    warmup = round(config.warmup_ratio * num_steps)
+    rest = max(num_steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "constant": optax.constant_schedule(config.learning_rate),
+    }[config.lr_scheduler_type]
+    # The first update is not a wasted one: the warm-up starts one notch above 0.
+    rise = lambda step: config.learning_rate * (step + 1) / (warmup + 1)  # noqa: E731
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """AdamW with clipping and schedule. Its state mirrors the parameters leaf by leaf."""
+    clip = [optax.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
+    adamw = optax.adamw(
+        make_schedule(config, num_steps),
+        b1=config.adam_beta1,
+        b2=config.adam_beta2,
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.chain(*clip, adamw)
+
+
+def decay_mask(params: Any) -> Any:
+    """True for matrices and embeddings, False for norm scales and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
