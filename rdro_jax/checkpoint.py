@@ -62,7 +62,8 @@ def list_steps(run_dir: Path) -> list[int]:
     """Steps whose checkpoint is complete, oldest first."""
     found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_dir.glob("checkpoint-*"))
     steps = sorted(int(match[1]) for match in found if match)
-    return [step for step in steps if ocp.is_orbax_checkpoint(str(checkpoint_path(run_dir, step)))]
+    # Orbax renames a folder into place when it is whole, so a half-written one has another name; an empty one is not ours.
+    return [step for step in steps if (checkpoint_path(run_dir, step) / "params").is_dir()]
 
 
 def load_meta(run_dir: Path, step: int) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""`rdro eval`: a policy and its reference over labelled rows, the same program and the same numbers as in training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdro_jax.data import DataConfig, Examples, load_examples, load_tokenizer
+from rdro_jax.losses import RDRO
+from rdro_jax.models import load_model
+from rdro_jax.parallel import MeshConfig, make_mesh, rows_sharding
+from rdro_jax.train.heldout import heldout_metrics
+from rdro_jax.train.policy import make_policy
+from rdro_jax.train.scoring import score_examples
+
+ROWS_PER_DEVICE = 2
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    reference: str | Path,
+    data: str | Path,
+    max_length: int = 1024,
+    slots: int = 16,
+    alpha: float | None = None,
+) -> dict[str, Any]:
+    """Held-out metrics of a policy: see `train.heldout.heldout_metrics`.
+
+    `model` and `reference` are Hugging Face folders (a finished run is one); `data` is a JSONL file of labelled rows;
+    `alpha` is the share of desirable rows the ratio is measured against, by default that of `data`.
+    Policy and reference are loaded one after the other, so that one model's memory is enough.
+    """
+    config = DataConfig(train=str(data), max_length=max_length, slots=slots)
+    examples = load_examples(str(data), load_tokenizer(str(model)), config)
+    logps = {
+        folder: folder_logps(folder, examples, max_length=max_length, slots=slots) for folder in (model, reference)
+    }
+    loss = RDRO(alpha=examples.report.alpha if alpha is None else alpha)
+    lengths = examples.lengths - examples.prompt_lengths
+    return heldout_metrics(loss, logps[model], logps[reference], lengths, examples.desirable)
+
+
+def folder_logps(folder: str | Path, examples: Examples, *, max_length: int, slots: int) -> np.ndarray:
+    """Completion log-probs, in nats, of all examples under the model in a Hugging Face folder, in float32."""
+    mesh = make_mesh(MeshConfig())
+    policy = make_policy(folder, mesh)
+    params, _ = load_model(folder, shardings=policy.param_shardings)
+    return score_examples(
+        examples,
+        lambda batch: policy.score(params, batch),
+        rows=ROWS_PER_DEVICE * mesh.size,
+        max_length=max_length,
+        slots=slots,
+        sharding=rows_sharding(mesh),
+        title=f"scoring with {Path(folder).name}",
+    )

@@ -1,0 +1,77 @@
+"""The policy as the losses see it: parameters and packed rows in, completion log-probabilities out."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from rdro_jax.batch import Batch
+from rdro_jax.config.schema import Dtype
+from rdro_jax.losses import completion_logps_from_hidden
+from rdro_jax.models import ModelConfig, Params, abstract_params, forward, load_config, output_embedding
+from rdro_jax.models.decoder import Constrain, unconstrained
+from rdro_jax.parallel import check_heads, make_constrain, param_shardings, replicated
+
+
+def completion_logps(
+    params: Params, config: ModelConfig, batch: Batch, *, constrain: Constrain = unconstrained
+) -> Float[Array, "rows slots"]:
+    """Log-probability of every completion of packed rows, in nats, float32; 0 for an empty slot.
+
+    Policy and reference both go through here, so that they agree to the last bit before the first step.
+
+    >>> import jax, jax.numpy as jnp, rdro_jax as rj
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = rj.ModelConfig("llama", vocab_size=32, **shape)
+    >>> params = rj.init_params(config, jax.random.key(0))
+    >>> batch = rj.Batch(
+    ...     tokens=jnp.array([[5, 6, 7, 8]]),
+    ...     positions=jnp.arange(4)[None],
+    ...     segment_ids=jnp.ones((1, 4), int),
+    ...     loss_mask=jnp.array([[False, True, True, False]]),  # tokens 7 and 8 are the completion
+    ...     desirable=jnp.array([[True]]),
+    ...     weight=jnp.ones((1, 1)),
+    ...     reference_logps=jnp.zeros((1, 1)),
+    ... )
+    >>> rj.completion_logps(params, config, batch).shape
+    (1, 1)
+    """
+    hidden = forward(params, config, batch.tokens, batch.positions, batch.segment_ids, constrain=constrain)
+    # Scoped, so that a profile shows what the head costs beside the layers.
+    with jax.named_scope("completion_logps"):
+        return completion_logps_from_hidden(hidden, output_embedding(params, config), batch)
+
+
+class Policy(NamedTuple):
+    """An architecture on a mesh, without parameters."""
+
+    model: ModelConfig
+    mesh: Mesh
+    param_shardings: Any
+    """Sharding of every parameter."""
+    logps: Callable[[Params, Batch], Float[Array, "rows slots"]]
+    """`completion_logps` with activations pinned to the mesh: what the train step differentiates."""
+    score: Callable[[Params, Batch], Float[Array, "rows slots"]]
+    """The same, jitted, whole on every process: what scores the reference and held-out rows."""
+
+
+def make_policy(
+    directory: str | Path, mesh: Mesh, *, compute_dtype: Dtype = "float32", remat: Literal["none", "full"] = "full"
+) -> Policy:
+    """The policy whose architecture a Hugging Face folder names.
+
+    Raises: `ConfigError` where heads or parameters do not divide over the mesh, `WeightError` for an unusable folder.
+    """
+    model = dataclasses.replace(load_config(directory), compute_dtype=compute_dtype, remat=remat)
+    check_heads(mesh, model.n_heads, model.n_kv_heads)
+    constrain = make_constrain(mesh)
+
+    def logps(params: Params, batch: Batch) -> Float[Array, "rows slots"]:
+        return completion_logps(params, model, batch, constrain=constrain)
+
+    shardings = param_shardings(abstract_params(model), mesh)
+    return Policy(model, mesh, shardings, logps, jax.jit(logps, out_shardings=replicated(mesh)))

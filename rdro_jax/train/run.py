@@ -1,0 +1,113 @@
+"""The run folder: what is written before the first step, and where a stopped run goes on."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from rdro_jax.checkpoint import list_steps, load_meta
+from rdro_jax.config import Config
+from rdro_jax.data import Examples, load_examples, load_tokenizer
+from rdro_jax.errors import ConfigError, StorageError
+
+CONFIG_FILE, METRICS_FILE, RESULT_FILE = "config.yaml", "metrics.jsonl", "result.json"
+DATA_REPORT_FILE = "data_report.json"
+MAY_CHANGE = ("output_dir", "logging_steps", "eval_steps", "checkpoint")
+"""Keys a resumed run may give another value; all others decide its numbers."""
+PACKAGES = ("rdro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+class RunFolder(NamedTuple):
+    """An opened run folder."""
+
+    path: Path
+    resume_step: int
+    """Step of the newest complete checkpoint; 0 for a new run."""
+
+
+def open_run(config: Config) -> RunFolder:
+    """Make the run folder or reopen it, and write the resolved config and the environment into it.
+
+    Raises `StorageError` where it cannot be written, `ConfigError` where it holds a run of another config.
+    """
+    path = Path(config.output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "environment.json", environment())
+        steps = list_steps(path)
+        if steps:
+            _check_same_run(path, steps[-1], config)
+        (path / CONFIG_FILE).write_text(config.to_yaml())
+    except OSError as error:
+        raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
+    return RunFolder(path, steps[-1] if steps else 0)
+
+
+def read_data(config: Config, run: RunFolder) -> tuple[Examples, Examples | None]:
+    """Training and held-out examples, tokenised; what became of their rows goes into data_report.json."""
+    tokenizer = load_tokenizer(config.model.path)
+    read = functools.partial(
+        load_examples, tokenizer=tokenizer, config=config.data, require_label=config.loss.needs_reference
+    )
+    training = read(config.data.train)
+    heldout = read(config.data.eval) if config.data.eval else None
+    reports = {"train": training.report} | ({"eval": heldout.report} if heldout else {})
+    write_json(run.path / DATA_REPORT_FILE, {name: dataclasses.asdict(report) for name, report in reports.items()})
+    return training, heldout
+
+
+def write_result(run: RunFolder, metrics: dict[str, Any]) -> None:
+    """Write the final metrics; their file says that the run is finished."""
+    write_json(run.path / RESULT_FILE, metrics)
+
+
+def finished_metrics(run: RunFolder) -> dict[str, Any] | None:
+    """Final metrics of a finished run; None where steps are left."""
+    file = run.path / RESULT_FILE
+    return json.loads(file.read_text()) if run.resume_step and file.exists() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one move, so that a reader never sees half of one."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value, indent=2))
+    unfinished.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices, for the record of a run."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What decides the numbers of a run, by dotted key: the config without what a resumed run may change."""
+    flat = _flatten(config.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if key.partition(".")[0] not in MAY_CHANGE}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_same_run(path: Path, step: int, config: Config) -> None:
+    saved, now = load_meta(path, step)["config"], identity(config)
+    changed = [key for key in now | saved if saved.get(key) != now.get(key)]
+    if changed:
+        diff = ", ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed[:6])
+        raise ConfigError(
+            f"output_dir: {path} holds a run of another config ({diff}); "
+            "name another folder for a new run, or set the old values to resume this one"
+        )

@@ -1,0 +1,72 @@
+"""Meshes and shardings: what divides is placed, what does not is refused with the sizes that would do."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from tiny import CONFIG
+
+from rdro_jax.errors import ConfigError
+from rdro_jax.models import abstract_params
+from rdro_jax.optim import OptimizerConfig, make_optimizer
+from rdro_jax.parallel import MeshConfig, check_heads, check_rows, make_mesh, param_shardings, path_name
+from rdro_jax.train.state import state_shardings
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [(MeshConfig(), (1, 8, 1)), (MeshConfig(data=-1, fsdp=2, tensor=2), (2, 2, 2)), (MeshConfig(8, 1, 1), (8, 1, 1))],
+)
+def test_the_remaining_devices_are_filled_in(config, sizes):
+    assert config.sizes(8) == sizes
+    assert tuple(make_mesh(config).shape.values()) == sizes
+
+
+@pytest.mark.parametrize(
+    "config", [MeshConfig(3), MeshConfig(-1, -1), MeshConfig(1, 4, 1), MeshConfig(0), MeshConfig(16)]
+)
+def test_meshes_that_do_not_cover_the_devices_are_refused(config):
+    with pytest.raises(ConfigError, match=r"mesh: got data="):
+        config.sizes(8)
+
+
+def test_every_parameter_and_moment_has_its_place():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    params = abstract_params(CONFIG)
+    placed = param_shardings(params, mesh)
+    assert placed["embed_tokens"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
+    assert placed["layers"]["self_attn"]["o_proj"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    state = state_shardings(params, optimizer, mesh)
+    by_name = {path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
+    for moment in ("mu", "nu"):
+        matches = [spec for name, spec in by_name.items() if name.endswith(f"{moment}/layers/mlp/up_proj/kernel")]
+        assert matches == [PartitionSpec(None, "fsdp", "tensor")]
+
+
+def test_an_axis_that_does_not_divide_is_named_with_sizes_that_do():
+    mesh = make_mesh(MeshConfig(1, 8, 1))
+    odd = {"layers": {"mlp": {"up_proj": {"kernel": jax.ShapeDtypeStruct((2, 36, 64), np.float32)}}}}
+    with pytest.raises(ConfigError, match=r"layers/mlp/up_proj/kernel .*fsdp=8 does not divide 36.*1, 2, 3, 4, 6$"):
+        param_shardings(odd, mesh)
+
+
+def test_a_parameter_without_a_rule_is_refused():
+    with pytest.raises(ConfigError, match="layers/router/kernel: no rule"):
+        param_shardings(
+            {"layers": {"router": {"kernel": jax.ShapeDtypeStruct((8, 8), np.float32)}}}, make_mesh(MeshConfig())
+        )
+
+
+def test_heads_are_never_cut():
+    mesh = make_mesh(MeshConfig(1, 1, 8))
+    check_heads(mesh, 32, 8)
+    with pytest.raises(ConfigError, match=r"got 8 for 28 heads and 4 key/value heads; sizes that divide both: 1, 2, 4"):
+        check_heads(mesh, 28, 4)
+
+
+def test_rows_must_feed_every_shard_in_every_microbatch():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    check_rows(mesh, 16, 4)
+    with pytest.raises(ConfigError, match=r"got 12 rows; wanted a multiple of 8"):
+        check_rows(mesh, 12, 2)

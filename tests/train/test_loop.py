@@ -1,0 +1,143 @@
+"""A whole run on a tiny model: it learns, leaves a Hugging Face folder, resumes bit for bit, refuses what it must."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rdro_jax.config import load_config
+from rdro_jax.data import load_examples, load_tokenizer
+from rdro_jax.errors import ConfigError, DivergedError, WeightError
+from rdro_jax.models import load_model
+from rdro_jax.train import train
+from rdro_jax.train.metrics import read_metrics
+
+ONE_DEVICE = ("mesh.data=1", "mesh.fsdp=1")
+TIMES = ("time/", "throughput/")
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+    """The loop itself on one of the simulated devices: the mesh is the business of test_step."""
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: one)
+
+
+def params_of(folder):
+    return jax.tree.map(np.asarray, load_model(folder)[0])
+
+
+def lines_without_times(folder):
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
+
+
+def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
+    result = train(load_config(config_file, ONE_DEVICE))
+    lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    alpha = json.loads((result.run_dir / "data_report.json").read_text())["train"]["alpha"]
+    # before the first step policy = reference: s = 0 for every row, and the loss has its closed form
+    first = steps[0]
+    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4)
+    assert first["rewards/rejected"] == pytest.approx(0, abs=1e-4)
+    share = first["counts/chosen"] / (first["counts/chosen"] + first["counts/rejected"])
+    assert first["loss"] == pytest.approx(np.log(2) * (1 + share / alpha), abs=1e-4)
+    assert result.metrics["eval_rewards/auc"] > 0.9
+    assert result.metrics["eval_loss"] < 2 * np.log(2)
+    assert result.metrics["rewards/margins"] > 0.5
+    trained, start = params_of(result.run_dir), params_of(tmp_path.parent / "tiny0/model")
+    assert not np.array_equal(trained["norm"]["scale"], start["norm"]["scale"])
+    assert load_tokenizer(result.run_dir).chat_template
+    again = train(load_config(config_file, ONE_DEVICE))
+    assert again.metrics == result.metrics
+
+
+def test_every_example_once_per_epoch(config_file):
+    result = train(load_config(config_file, ONE_DEVICE))
+    lines = [line for line in read_metrics(result.run_dir / "metrics.jsonl") if "loss" in line]
+    assert sum(line["counts/chosen"] + line["counts/rejected"] for line in lines) == 3 * 60
+    assert lines[-1]["epoch"] == 3
+
+
+def test_sft_fits_the_completions(config_file):
+    result = train(load_config(config_file, (*ONE_DEVICE, "loss.name=sft", "num_train_epochs=6")))
+    lines = [line for line in read_metrics(result.run_dir / "metrics.jsonl") if "loss" in line]
+    assert lines[0]["loss"] == pytest.approx(np.log(64), abs=0.1)
+    assert result.metrics["eval_loss"] < lines[0]["loss"] - 0.5
+    assert not (config_file.parent / "store").exists()
+
+
+KILLED_RUN = """
+import os, signal, sys
+from rdro_jax.cli import main
+from rdro_jax.train.metrics import MetricsWriter
+
+write = MetricsWriter.write
+def write_and_die(self, line):
+    write(self, line)
+    if line["step"] == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricsWriter.write = write_and_die
+sys.exit(main(["train", *sys.argv[2:]]))
+"""
+
+
+def run_killed_at(step, config_file):
+    """`rdro train` in a process of its own that is killed the moment it has logged `step`."""
+    command = [sys.executable, "-c", KILLED_RUN, str(step), str(config_file), *ONE_DEVICE]
+    return subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=200)
+
+
+def test_killed_and_started_again_it_ends_with_the_same_parameters(config_file):
+    """Killed before the first checkpoint, then while one is being written; each time the same command goes on."""
+    config = load_config(config_file, ONE_DEVICE)
+    whole = train(config.model_copy(update={"output_dir": config.output_dir + "_whole"}))
+    for step in (2, 7):
+        killed = run_killed_at(step, config_file)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (config_file.parent / "run" / "model.safetensors").exists()
+    resumed = train(config)
+    jax.tree.map(np.testing.assert_array_equal, params_of(resumed.run_dir), params_of(whole.run_dir))
+    assert lines_without_times(resumed.run_dir) == lines_without_times(whole.run_dir)
+
+
+def test_resume_with_another_config_is_refused(config_file, monkeypatch):
+    train(load_config(config_file, (*ONE_DEVICE, "max_steps=3")))
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate was 0\.01, is 0\.02"):
+        train(load_config(config_file, (*ONE_DEVICE, "max_steps=3", "optimizer.learning_rate=0.02")))
+
+
+def test_reference_log_probs_are_computed_once(config_file, monkeypatch):
+    first = train(load_config(config_file, (*ONE_DEVICE, "max_steps=2")))
+    monkeypatch.setattr(
+        sys.modules["rdro_jax.train.loop"], "score_examples", lambda *_, **__: pytest.fail("scored again")
+    )
+    overrides = (*ONE_DEVICE, "max_steps=2", "data.eval=null", f"output_dir={first.run_dir}_again", "seed=7")
+    train(load_config(config_file, overrides))
+
+
+def test_a_stale_store_is_noticed_before_the_first_step(config_file, tmp_path):
+    from rdro_jax.train.reference import load_logps, save_logps
+
+    config = load_config(config_file, (*ONE_DEVICE, "max_steps=1"))
+    train(config)
+    (store,) = (tmp_path / "store").iterdir()
+    examples = load_examples(config.data.train, load_tokenizer(config.model.path), config.data)
+    logps = load_logps(store.parent, store.name, examples)
+    save_logps(store.parent, store.name, examples, logps + np.where(np.arange(60) == 7, 0.5, 0).astype(np.float32))
+    fresh = config.model_copy(update={"output_dir": f"{config.output_dir}_fresh", "global_batch_size": 20})
+    with pytest.raises(WeightError, match=r"differ by up to 0\.5"):
+        train(fresh)
+
+
+def test_numbers_that_are_not_finite_end_the_run(config_file):
+    overrides = (*ONE_DEVICE, "optimizer.learning_rate=1e30", "optimizer.warmup_ratio=0", "optimizer.max_grad_norm=0")
+    with pytest.raises(DivergedError, match=r"step 2: loss .*not finite"):
+        train(load_config(config_file, overrides))

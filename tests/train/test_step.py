@@ -1,0 +1,132 @@
+"""One step: against a plain float64-free recomputation, over micro-batches, over eight simulated devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import CONFIG, make_batch
+
+from rdro_jax.losses import RDRO, SFT, LossInputs, completion_lengths
+from rdro_jax.models import abstract_params, init_params
+from rdro_jax.optim import OptimizerConfig, make_optimizer
+from rdro_jax.parallel import MeshConfig, make_constrain, make_mesh, rows_sharding
+from rdro_jax.train.policy import completion_logps
+from rdro_jax.train.state import init_state, state_shardings
+from rdro_jax.train.step import make_train_step
+
+LENGTHS = [(3, 9), (2, 4), (5, 11), (4, 20), (2, 3), (6, 2), (1, 13), (9, 9), (3, 17), (2, 8), (8, 1), (4, 4), (2, 25)]
+LOSSES = [RDRO(alpha=0.39), SFT(), SFT(on="desirable")]
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, weight_decay=0.01), num_steps=10)
+forward = functools.partial(lambda config, params, batch: completion_logps(params, config, batch), CONFIG)
+
+
+@functools.cache
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def ragged():
+    """Eight rows, the last ones empty, micro-batches of one class among them."""
+    return make_batch(LENGTHS, rows=8, labels=[n in (0, 1, 2, 5, 9) for n in range(len(LENGTHS))])
+
+
+def step(loss, batch, num_microbatches=1):
+    train_step = jax.jit(make_train_step(forward, loss, OPTIMIZER, num_microbatches=num_microbatches))
+    return train_step(init_state(params(), OPTIMIZER), batch)
+
+
+def assert_close(left, right, rtol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * 10), left, right)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_one_example_at_a_time_gives_the_same_gradient_and_loss(loss):
+    """The oracle: every example alone in its own row, losses averaged with their weights, one plain gradient."""
+    batch = ragged()
+
+    def plain(p):
+        total = weight = 0.0
+        for n, (prompt, completion) in enumerate(LENGTHS):
+            row, slot = [(r, s) for r in range(8) for s in range(4) if batch.weight[r, s]][n]
+            where = np.flatnonzero(np.asarray(batch.segment_ids[row]) == slot + 1)
+            alone = make_batch([(prompt, completion)], rows=1, slots=1)
+            alone = alone._replace(tokens=alone.tokens.at[0, : len(where)].set(batch.tokens[row, where]))
+            value, w = loss(
+                LossInputs(
+                    forward(p, alone)[0],
+                    batch.reference_logps[row, slot][None],
+                    jnp.array([completion]),
+                    batch.desirable[row, slot][None],
+                    jnp.ones(1),
+                )
+            )
+            total, weight = total + value[0] * w[0], weight + w[0]
+        return total / weight
+
+    wanted, grads = jax.jit(jax.value_and_grad(plain))(params())
+    state, sums = step(loss, batch)
+    np.testing.assert_allclose(sums["loss"] / sums["weight"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(sums["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    # the Adam moment after one clipped step is 0.1 of the gradient: the gradient itself, leaf by leaf
+    clipped = jax.tree.map(lambda g: 0.1 * g / jnp.maximum(1.0, optax.tree.norm(grads)), grads)
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), moments, clipped)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("num_microbatches", [2, 4, 8])
+def test_microbatches_change_nothing(loss, num_microbatches):
+    whole_state, whole = step(loss, ragged())
+    parts_state, parts = step(loss, ragged(), num_microbatches)
+    np.testing.assert_allclose(parts["loss"] / parts["weight"], whole["loss"] / whole["weight"], rtol=1e-6)
+    assert_close(parts, whole, 2e-6)
+    mu = lambda state: optax.tree_utils.tree_get(state.opt_state, "mu")  # noqa: E731
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mu(parts_state), mu(whole_state))
+
+
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_eight_devices_equal_one(mesh_shape):
+    loss, batch = RDRO(alpha=0.39), ragged()
+    one_state, one = step(loss, batch)
+    mesh = make_mesh(MeshConfig(*mesh_shape))
+    shardings = state_shardings(abstract_params(CONFIG), OPTIMIZER, mesh)
+    constrained = lambda p, b: completion_logps(p, CONFIG, b, constrain=make_constrain(mesh))  # noqa: E731
+    train_step = jax.jit(
+        make_train_step(constrained, loss, OPTIMIZER), out_shardings=(shardings, None), donate_argnums=0
+    )
+    state = jax.jit(lambda p: init_state(p, OPTIMIZER), out_shardings=shardings)(params())
+    many_state, many = train_step(state, jax.device_put(batch, rows_sharding(mesh)))
+    np.testing.assert_allclose(many["loss"] / many["weight"], one["loss"] / one["weight"], rtol=1e-5)
+    np.testing.assert_allclose(many["grad_norm"], one["grad_norm"], rtol=1e-5)
+    kernel = many_state.params["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * mesh_shape[1] * mesh_shape[2] == kernel.size
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many_state.params, one_state.params)
+
+
+def test_counts_and_margins_are_sums_over_the_whole_batch():
+    batch = ragged()
+    logps, lengths = np.asarray(forward(params(), batch)), np.asarray(completion_lengths(batch))
+    present, desirable = np.asarray(batch.weight) > 0, np.asarray(batch.desirable)
+    _, sums = step(RDRO(alpha=0.39), batch, num_microbatches=4)
+    s = logps - np.asarray(batch.reference_logps)
+    assert sums["counts/chosen"] == (present & desirable).sum() == 5
+    assert sums["counts/rejected"] == (present & ~desirable).sum() == 8
+    assert sums["completion_tokens"] == lengths[present].sum() == sum(c for _, c in LENGTHS)
+    assert sums["tokens"] == sum(p + c for p, c in LENGTHS)
+    assert sums["places"] == batch.tokens.size
+    np.testing.assert_allclose(sums["rewards/chosen"], s[present & desirable].sum(), rtol=1e-4)
+    np.testing.assert_allclose(sums["rewards/rejected"], s[present & ~desirable].sum(), rtol=1e-4)
+    assert sums["ratio/over_bound"] == (s[present] > -np.log(0.39)).sum()
+
+
+def test_filler_may_hold_anything():
+    batch = ragged()
+    empty = np.asarray(batch.weight) == 0
+    dirty = batch._replace(desirable=batch.desirable | empty)
+    clean_state, clean = step(RDRO(alpha=0.39), batch)
+    dirty_state, other = step(RDRO(alpha=0.39), dirty)
+    assert_close(other, clean, 0)
+    assert_close(dirty_state, clean_state, 0)
