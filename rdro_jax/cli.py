@@ -1,0 +1,329 @@
+"""The command line. Each command imports its room only when it runs: `rdro --help` must not wait for jax."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rdro_jax.errors import EXIT_DONE, EXIT_INTERNAL, ConfigError, RdroError, RecordError
+
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells count it."""
+
+EXIT_CODES = """\
+exit codes: 0 done, 2 configuration or usage, 3 data, 4 model or checkpoint unusable, 5 storage full or unwritable,
+6 diverged, 42 state saved and restart wanted, 70 a bug of rdro. Codes 2 to 6 are never worth a plain restart."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: a fault of the user's is one line on stderr, never a traceback."""
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else list(argv))
+        arguments.run(arguments)
+        sys.stdout.flush()
+        return EXIT_DONE
+    except RdroError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # `rdro generate ... | head`: the reader has enough. Python's own flush at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(f"this {type(error).__name__} is a bug of rdro; please report the lines above", EXIT_INTERNAL)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"rdro: error: {message}", file=sys.stderr)
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose usage errors are ConfigErrors: one line, the same exit code as every configuration fault."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError instead of printing the usage and exiting."""
+        raise ConfigError(f"command line: {message}; '{self.prog} --help' tells more")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of one command. Raises: ConfigError."""
+    parser = make_parser()
+    _check_command(argv, parser.get_default("commands"))
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes all positionals at once: what follows an option, as in `train c.yaml --print-config a=1`, is left.
+    if rest and (any(word.startswith("-") for word in rest) or "overrides" not in arguments):
+        raise ConfigError(f"command line: unknown arguments: {' '.join(rest)}; 'rdro {argv[0]} --help' tells more")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _check_command(argv: list[str], known: tuple[str, ...]) -> None:
+    """Raise ConfigError with the nearest command where the first word is none."""
+    name = next((word for word in argv if not word.startswith("-")), None)
+    if name is not None and name not in known:
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"wanted {', '.join(known)}"
+        raise ConfigError(f"command line: unknown command '{name}'; {hint}")
+
+
+def make_parser() -> Parser:
+    """The parser of every command; `arguments.run` is the function that carries it out."""
+    parser = Parser(
+        prog="rdro",
+        description="Align language models by relative density ratio optimisation (RDRO), from unpaired preferences.",
+        epilog=f"first steps: rdro quickstart\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(run=_run_without_command(parser))
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    for add in (_add_train, _add_eval, _add_generate, _add_export, _add_import_gguf, _add_quickstart):
+        add(commands)
+    parser.set_defaults(commands=tuple(commands.choices))
+    return parser
+
+
+def _run_without_command(parser: Parser) -> Any:
+    def run(arguments: argparse.Namespace) -> None:
+        if not arguments.version:
+            raise ConfigError(f"command line: no command; '{parser.prog} --help' lists them")
+        from importlib.metadata import version
+
+        print(f"rdro_jax {version('rdro_jax')}")
+
+    return run
+
+
+def _command(commands: Any, name: str, run: Any, summary: str, example: str, more: str = "") -> Parser:
+    """A subparser whose help says what the command does, in which words to call it, and what its exit codes mean."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.{more}",
+        epilog=f"example: {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "train",
+        _train,
+        "train the run a config describes, or go on with it if it was stopped",
+        "rdro train configs/rdro.yaml model.path=models/base data.train=train.jsonl output_dir=runs/first",
+        "\nThe run folder is output_dir; the same command again resumes from its last checkpoint.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/rdro.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="keys to set: loss.alpha=0.3")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and exit")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from rdro_jax.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return
+    from rdro_jax.train import train
+
+    train(config)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "eval",
+        _eval,
+        "measure a policy against its reference on labelled rows",
+        "rdro eval runs/first --reference models/base --data held_out.jsonl",
+        "\nPrints JSON: held-out RDRO loss, AUC of the log-ratio, share of ratios above 1/alpha, means by class.",
+    )
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, or the folder of a run")
+    parser.add_argument("--reference", metavar="DIR", required=True, help="Hugging Face folder of the reference")
+    parser.add_argument("--data", metavar="FILE", required=True, help="JSONL rows of prompt, completion, label")
+    parser.add_argument("--max-length", metavar="N", type=int, default=1024, help="tokens per row (default 1024)")
+    parser.add_argument("--alpha", metavar="A", type=float, help="share of desirable rows (default: that of the data)")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from rdro_jax.evaluate import evaluate
+
+    metrics = evaluate(
+        arguments.model,
+        reference=arguments.reference,
+        data=arguments.data,
+        max_length=arguments.max_length,
+        alpha=arguments.alpha,
+    )
+    print(json.dumps(metrics, indent=2))
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        _generate,
+        "answer prompts with a model",
+        "rdro generate models/base --prompt 'Write one sentence of a movie review.' --temperature 0.7",
+        "\nOne --prompt prints its answer; several, or a file, print one JSON object per line.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", metavar="TEXT", action="append", help="a message of the user's; repeat for more")
+    prompts.add_argument("--prompts", metavar="FILE", help="*.jsonl rows with a prompt field, or one prompt per line")
+    parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=128, help="default %(default)s")
+    parser.add_argument("--temperature", metavar="T", type=_temperature, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the sampling")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {number}; wanted 1 or more")
+    return number
+
+
+def _temperature(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}; wanted 0 or more")
+    return number
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    prompts = arguments.prompt or list(read_prompts(arguments.prompts))
+    import jax
+
+    from rdro_jax.data.chat import load_tokenizer
+    from rdro_jax.generate import generate
+    from rdro_jax.models import load_model
+
+    params, config = load_model(arguments.model)
+    tokenizer = load_tokenizer(arguments.model)
+    completions = generate(
+        params,
+        config,
+        _tokenise_prompts(prompts, tokenizer),
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        stop_ids=config.eos_token_ids,
+        key=jax.random.key(arguments.seed),
+    )
+    answers = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in completions]
+    if arguments.prompt and len(prompts) == 1:
+        print(answers[0])
+    else:
+        _print_rows(prompts, answers)
+
+
+def read_prompts(path: str) -> Iterator[Any]:
+    """Prompts of a file: the prompt field of JSONL rows by the file's name, else its lines. Raises: RecordError."""
+    from rdro_jax.data.records import BadRow
+    from rdro_jax.data.sources import parse_row, read_lines
+
+    as_rows = path.removesuffix(".gz").endswith(".jsonl")
+    for number, line in read_lines(path):
+        try:
+            yield parse_row(line)["prompt"] if as_rows else line.decode().strip()
+        except BadRow as fault:
+            raise RecordError(f"{path}:{number}: {fault.cause} {fault.got}") from fault
+        except KeyError as error:
+            raise RecordError(f"{path}:{number}: prompt: missing; wanted text or a list of messages") from error
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path}:{number}: not valid UTF-8 at byte {error.start + 1}") from error
+
+
+def _tokenise_prompts(prompts: list[Any], tokenizer: Any) -> list[list[int]]:
+    """Token ids of each prompt as the model is asked it: by its chat template, or as plain text if it has none."""
+    from rdro_jax.data.chat import encode, prompt_messages, read_template, render_messages
+    from rdro_jax.data.records import BadRow
+
+    template = read_template(tokenizer)
+    texts = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            if template.text is not None:
+                messages = prompt_messages(prompt)
+                prompt = render_messages(messages, tokenizer, template, add_generation_prompt=True)
+            texts.append(prompt)
+        except BadRow as fault:
+            raise RecordError(f"prompt {number}: {fault.cause} {fault.got}") from fault
+    return [[*template.prefix, *tokens] for tokens in encode(texts, tokenizer)]
+
+
+def _print_rows(prompts: list[Any], completions: list[str]) -> None:
+    """One JSON object per line, so that a program can read what belongs to what."""
+    for prompt, completion in zip(prompts, completions, strict=True):
+        print(json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False))
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export",
+        _export,
+        "write the policy of a run as a Hugging Face folder",
+        "rdro export runs/first models/first-aligned",
+        "\nTakes the last checkpoint unless --step names another.",
+    )
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="the run's output_dir")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--step", metavar="N", type=int, help="optimizer step of the checkpoint to take")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from rdro_jax.export import export
+
+    export(arguments.run_dir, arguments.out, step=arguments.step)
+    print(arguments.out)
+
+
+def _add_import_gguf(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "import-gguf",
+        _import_gguf,
+        "turn a GGUF file into a Hugging Face folder",
+        "rdro import-gguf smollm2.gguf models/smollm2",
+        "\nNeeds the package `gguf`: pip install 'rdro_jax[gguf]'. Quantised weights are dequantised, not restored.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="GGUF file of a Llama or Qwen model")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+
+
+def _import_gguf(arguments: argparse.Namespace) -> None:
+    from rdro_jax.models.gguf import import_gguf
+
+    print(import_gguf(arguments.file, arguments.out))
+
+
+def _add_quickstart(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "quickstart",
+        _quickstart,
+        "align a small pretrained model on rated movie reviews, start to finish",
+        "rdro quickstart --out runs/quickstart",
+        "\nDownloads about 100 MB once. Prints held-out figures and completions before and after.",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+
+
+def _quickstart(arguments: argparse.Namespace) -> None:
+    from rdro_jax.quickstart import run
+
+    run(arguments.out)

@@ -1,0 +1,29 @@
+"""The cheap questions to ask of the disk before anything slow starts."""
+
+from pathlib import Path
+
+from rdro_jax.config.schema import Config
+from rdro_jax.errors import RecordError, WeightError
+
+
+def check_inputs(config: Config) -> None:
+    """Return if the model folders and data files a run names are there.
+
+    Raises: WeightError for a model folder, RecordError for a data file, naming the config key and the path.
+    """
+    for key, folder in {"model.path": config.model.path, "reference.path": config.reference.path}.items():
+        if folder is not None:
+            _check_model(key, Path(folder))
+    for key, file in {"data.train": config.data.train, "data.eval": config.data.eval}.items():
+        if file is not None and not Path(file).is_file():
+            raise RecordError(f"{key}: no file '{file}'; wanted rows of prompt, completion, label as JSONL")
+
+
+def _check_model(key: str, folder: Path) -> None:
+    wanted = "wanted a Hugging Face folder with config.json and *.safetensors"
+    if not folder.is_dir():
+        raise WeightError(f"{key}: no folder '{folder}'; {wanted}")
+    if not (folder / "config.json").is_file():
+        raise WeightError(f"{key}: no config.json in '{folder}'; {wanted}")
+    if not any(folder.glob("*.safetensors")):
+        raise WeightError(f"{key}: no *.safetensors in '{folder}'; {wanted}")

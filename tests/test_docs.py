@@ -1,0 +1,65 @@
+"""What the documents say about the repository is compared with the repository."""
+
+import re
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGE = ROOT / "rdro_jax"
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    names = {re.match(r"[\w.-]+", requirement).group().lower() for requirement in requirements}
+    return names - {"rdro_jax"}
+
+
+def test_dependencies_are_explained():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    explained = set(re.findall(r"[\w.-]+", text.lower()))
+    extras = [requirement for group in PROJECT["project"]["optional-dependencies"].values() for requirement in group]
+    assert requirement_names(PROJECT["project"]["dependencies"] + extras) <= explained
+
+
+def test_explained_versions_are_the_constrained_ones():
+    rows = re.findall(r"^\| ([\w.-]+) \| ([\d.]+) \|", (ROOT / "docs" / "dependencies.md").read_text(), re.M)
+    pins = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    assert len(rows) > 10
+    for name, version in rows:
+        assert pins[name].startswith(version), name
+
+
+def test_run_time_imports_are_declared():
+    """Every third-party package that the code imports is one the project asks for."""
+    other_names = {"yaml": "pyyaml", "orbax": "orbax-checkpoint"}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    asked = requirement_names([*PROJECT["project"]["dependencies"], *chain.from_iterable(extras)])
+    undeclared = {}
+    for path in PACKAGE.rglob("*.py"):
+        for name in re.findall(r"^ *(?:from|import) ([A-Za-z_]+)", path.read_text(), re.M):
+            if name not in sys.stdlib_module_names | {"rdro_jax"} and other_names.get(name, name.lower()) not in asked:
+                undeclared[name] = str(path.relative_to(ROOT))
+    assert undeclared == {}
+
+
+def test_design_names_the_layers_of_the_contract():
+    design = (ROOT / "docs" / "design.md").read_text()
+    [layers] = [contract["layers"] for contract in PROJECT["tool"]["importlinter"]["contracts"] if "layers" in contract]
+    written = re.search(r"```layers\n(.*?)```", design, re.S).group(1).split("\n")
+    assert [line.strip() for line in written if line.strip()] == [layer.replace("rdro_jax.", "") for layer in layers]
+
+
+@pytest.mark.parametrize("path", re.findall(r"`rdro_jax/([\w/]+\.py)`", (ROOT / "docs" / "design.md").read_text()))
+def test_files_named_by_the_design_exist(path):
+    assert (PACKAGE / path).is_file()
+
+
+def test_nothing_can_load_a_pickle():
+    """Weights and states are data: no format that runs code when it is read."""
+    words = "|".join(["pic" + "kle", r"torch\.load", "job" + "lib", r"yaml\.(unsafe_)?load\(", r"yaml\.full_load"])
+    guilty = [str(path) for path in PACKAGE.rglob("*.py") if re.search(words, path.read_text())]
+    assert guilty == []
