@@ -20,7 +20,7 @@ quickstart: $(ENV)  ## align a real pretrained model by RDRO on real human-label
 	.venv/bin/rdro quickstart
 
 test: $(ENV)     ## the tests, without torch
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 	test -x .parity/bin/python || $(PYTHON) -m venv .parity

@@ -8,9 +8,10 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from orbax.checkpoint import v1 as ocp
+from pydantic import Field, PositiveInt
 
 from rdro_jax.errors import CheckpointError, StorageError
 
@@ -19,9 +20,9 @@ from rdro_jax.errors import CheckpointError, StorageError
 class CheckpointConfig:
     """How often the state is saved and how many states are kept."""
 
-    save_steps: int | None = None
+    save_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; None saves at the end only."""
-    save_total_limit: int = 2
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints kept; at least 2, so that a damaged one never is the only one."""
 
 
@@ -30,7 +31,7 @@ class CheckpointWriter:
 
     def __init__(self, run_dir: Path, config: CheckpointConfig):
         self._run_dir = run_dir
-        self._keep = max(config.save_total_limit, 2)
+        self._keep = config.save_total_limit
         self._pending: ocp.AsyncResponse | None = None
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ def list_steps(run_dir: Path) -> list[int]:
     """Steps whose checkpoint is complete, oldest first."""
     found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_dir.glob("checkpoint-*"))
     steps = sorted(int(match[1]) for match in found if match)
-    # Orbax renames a folder into place when it is whole, so a half-written one has another name; an empty one is not ours.
+    # Orbax renames a folder into place when it is whole: a half-written one has another name, an empty one is not ours.
     return [step for step in steps if (checkpoint_path(run_dir, step) / "params").is_dir()]
 
 

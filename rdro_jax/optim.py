@@ -1,28 +1,33 @@
 """OptimizerConfig -> optax: AdamW, its schedule, clipping by global norm."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
+from pydantic import Field
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its schedule, with the field names and the meaning they have in TRL."""
 
-    learning_rate: float = 5e-7
+    learning_rate: Positive = 5e-7
     """Peak learning rate."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up: to 0 by a half cosine or a line, or constant."""
-    warmup_ratio: float = 0.1
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the optimizer steps over which the rate rises linearly from 0."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled decay of matrices; norms and biases are never decayed."""
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
 
 

@@ -18,7 +18,7 @@ def abstract(tree):
 
 
 def test_newest_two_are_kept_and_come_back(tmp_path):
-    writer = CheckpointWriter(tmp_path, CheckpointConfig(save_total_limit=1))
+    writer = CheckpointWriter(tmp_path, CheckpointConfig(save_total_limit=2))
     for step in (5, 10, 100):
         writer.save(step, items(step / 3), {"config": {"seed": step}})
     writer.wait()
