@@ -1,0 +1,34 @@
+"""Decoders of Llama 3, Qwen 2 / 2.5 and Qwen 3 as pure functions, read from and written to Hugging Face folders."""
+
+from rdro_jax.models.attention import Cache
+from rdro_jax.models.config import ModelConfig, RopeConfig
+from rdro_jax.models.decoder import (
+    Params,
+    abstract_params,
+    forward,
+    forward_cached,
+    init_cache,
+    init_params,
+    logits,
+    output_embedding,
+)
+from rdro_jax.models.families import FAMILIES
+from rdro_jax.models.hf import load_config, load_model, save_model
+
+__all__ = [
+    "FAMILIES",
+    "Cache",
+    "ModelConfig",
+    "Params",
+    "RopeConfig",
+    "abstract_params",
+    "forward",
+    "forward_cached",
+    "init_cache",
+    "init_params",
+    "load_config",
+    "load_model",
+    "logits",
+    "output_embedding",
+    "save_model",
+]

@@ -1,0 +1,62 @@
+"""The architecture of a decoder as one frozen value: a static argument of `jit`, a cache key and a run record."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding: base wavelength and, for `llama3`, how long wavelengths are stretched."""
+
+    kind: Literal["default", "llama3"] = "default"
+    """`default`: plain RoPE. `llama3`: wavelengths beyond the original context are divided, with a smooth passage."""
+    theta: float = 10000.0
+    """Base of the geometric series of wavelengths."""
+    factor: float = 1.0
+    """llama3: division of the frequencies of long wavelengths."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original context / this are divided in full."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original context / this are left alone."""
+    original_max_position_embeddings: int = 8192
+    """llama3: context of the pretraining before stretching, in tokens."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder and how it computes. Names of sizes are those of the design; `hf.py` reads Hugging Face's."""
+
+    model_type: str
+    """Hugging Face's name of the family: a key of `FAMILIES`."""
+    vocab_size: int
+    """Rows of the embedding, in tokens."""
+    d_model: int
+    """Width of the residual stream."""
+    n_layers: int
+    """Decoder blocks."""
+    n_heads: int
+    """Query heads."""
+    n_kv_heads: int
+    """Key and value heads; divides `n_heads`."""
+    head_dim: int
+    """Width of one head; even."""
+    d_ff: int
+    """Width of the gated feed-forward layer."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square before its root."""
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    """Rotary position embedding."""
+    tie_word_embeddings: bool = False
+    """True where the output head is the input embedding."""
+    qkv_bias: bool = False
+    """True where query, key and value projections have a bias (Qwen 2, 2.5)."""
+    qk_norm: bool = False
+    """True where queries and keys are normalised per head (Qwen 3)."""
+    max_position_embeddings: int = 2048
+    """Longest sequence the model was made for, in tokens."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end a generation."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; norms, softmax, angles and logits are float32 always."""
+    remat: Literal["none", "full"] = "full"
+    """`full`: keep only each layer's input for the backward pass. `none`: keep everything (faster, more memory)."""

@@ -1,0 +1,174 @@
+"""The decoder of every family as pure functions: embed, scan one block over the stacked layers, normalise."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from rdro_jax.models.attention import Attention, Cache, CacheSite, cache_mask, packed_mask, projection
+from rdro_jax.models.config import ModelConfig
+from rdro_jax.models.norm import RMSNorm
+from rdro_jax.models.rope import Rotation, rotation
+
+Params = dict[str, Any]
+"""Nested dicts of arrays, named as in Hugging Face, layers stacked on axis 0."""
+
+Constrain = Callable[[str, Array], Array]
+"""Called as `constrain("activations", x)` on [rows, seq, d_model]: where a caller pins shardings."""
+
+
+class MLP(nn.Module):
+    """Gated feed-forward layer: `down(silu(gate(x)) * up(x))`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "rows seq d_model"]) -> Float[Array, "rows seq d_model"]:
+        c = self.config
+        gate = projection(c, c.d_ff, name="gate_proj")(x)
+        up = projection(c, c.d_ff, name="up_proj")(x)
+        return projection(c, c.d_model, name="down_proj")(nn.silu(gate) * up)
+
+
+class DecoderBlock(nn.Module):
+    """One pre-norm layer: attention, then the feed-forward layer, each added to the residual stream."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "rows seq d_model"], turn: Rotation, mask: Array, site: CacheSite | None = None
+    ) -> tuple[Float[Array, "rows seq d_model"], Cache | None]:
+        c = self.config
+        normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
+        mixed, cache = Attention(c, name="self_attn")(normed, turn, mask, site)
+        x = x + mixed
+        return x + MLP(c, name="mlp")(RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)), cache
+
+
+def init_params(config: ModelConfig, key: Array, dtype: str = "float32") -> Params:
+    """Random parameters: matrices normal with deviation 0.02, scales 1, biases 0."""
+    embed_key, head_key, layers_key = jax.random.split(key, 3)
+    table_shape = (config.vocab_size, config.d_model)
+    params = {
+        "embed_tokens": {"embedding": 0.02 * jax.random.normal(embed_key, table_shape)},
+        "layers": jax.vmap(lambda k: _init_layer(config, k))(jax.random.split(layers_key, config.n_layers)),
+        "norm": {"scale": jnp.ones(config.d_model)},
+    }
+    if not config.tie_word_embeddings:
+        params["lm_head"] = {"embedding": 0.02 * jax.random.normal(head_key, table_shape)}
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def _init_layer(config: ModelConfig, key: Array) -> Params:
+    """Random parameters of one block, shapes inferred from one token."""
+    token = jnp.zeros((1, 1, config.d_model), config.compute_dtype)
+    turn = rotation(config.rope, config.head_dim, jnp.zeros((1, 1), jnp.int32))
+    return dict(DecoderBlock(config).init(key, token, turn, jnp.ones((1, 1, 1), bool))["params"])
+
+
+def abstract_params(config: ModelConfig, dtype: str = "float32") -> Params:
+    """Shapes and types of the parameters as `ShapeDtypeStruct`, without allocating any."""
+    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+
+
+def unconstrained(name: str, x: Array) -> Array:
+    """`x`: the `constrain` of a caller without a mesh."""
+    return x
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "rows seq"],
+    positions: Int[Array, "rows seq"] | None = None,
+    segment_ids: Int[Array, "rows seq"] | None = None,
+    *,
+    constrain: Constrain = unconstrained,
+) -> Float[Array, "rows seq d_model"]:
+    """Hidden states after the final norm, in the compute type.
+
+    Tokens see earlier tokens of their own segment only. `positions` count from 0 in each row by default (packed rows
+    restart them in every segment); `segment_ids` are one segment per row by default.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+    turn = rotation(config.rope, config.head_dim, positions)
+    mask = packed_mask(segment_ids)
+
+    def layer(x: Array, layer_params: Params) -> tuple[Array, None]:
+        x, _ = _apply(config, layer_params, x, turn, mask)
+        return constrain("activations", x), None
+
+    # prevent_cse=False: inside a scan XLA cannot merge the recomputation with the first pass anyway.
+    body = jax.checkpoint(layer, prevent_cse=False) if config.remat == "full" else layer
+    x, _ = jax.lax.scan(body, constrain("activations", _embed(params, config, tokens)), params["layers"])
+    return _final_norm(params, config, x)
+
+
+def init_cache(config: ModelConfig, rows: int, slots: int) -> Cache:
+    """An empty key-value cache for `rows` sequences of at most `slots` tokens, in the compute type."""
+    shape = (config.n_layers, rows, config.n_kv_heads, slots, config.head_dim)
+    return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+
+
+def forward_cached(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "rows new"],
+    cache: Cache,
+    start: Int[Array, ""],
+    first_slot: Int[Array, "rows"],
+) -> tuple[Float[Array, "rows new d_model"], Cache]:
+    """Hidden states of new tokens after the final norm, and the cache with them written at slots `start` onwards.
+
+    `first_slot` is the slot of each row's position 0: prompts of different lengths are padded on the left, so that all
+    rows write the same slot. The prompt and each generated token go through this one function.
+    """
+    slots = cache.keys.shape[3]
+    positions = jnp.maximum(start + jnp.arange(tokens.shape[1])[None] - first_slot[:, None], 0)
+    turn = rotation(config.rope, config.head_dim, positions)
+    mask = cache_mask(first_slot, start, tokens.shape[1], slots)
+
+    # The cache is the scan's carry, not its input and output: carried, XLA updates it in place.
+    def layer(carry: tuple[Array, Cache], scanned: tuple[Params, Array]) -> tuple[tuple[Array, Cache], None]:
+        x, cache = carry
+        layer_params, index = scanned
+        x, written = _apply(config, layer_params, x, turn, mask, CacheSite(cache, index, start))
+        return (x, cast(Cache, written)), None
+
+    initial = (_embed(params, config, tokens), cache)
+    (x, cache), _ = jax.lax.scan(layer, initial, (params["layers"], jnp.arange(config.n_layers)))
+    return _final_norm(params, config, x), cache
+
+
+def output_embedding(params: Params, config: ModelConfig) -> Float[Array, "vocab d_model"]:
+    """The table whose rows score the vocabulary: the input embedding when tied, else the head."""
+    return params["embed_tokens" if config.tie_word_embeddings else "lm_head"]["embedding"]
+
+
+def logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch d_model"]) -> Float[Array, "*batch vocab"]:
+    """Scores of every vocabulary word, float32. For training use the chunked log-probs: this array is large."""
+    table = output_embedding(params, config).astype(config.compute_dtype)
+    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+
+def _apply(
+    config: ModelConfig, layer_params: Params, x: Array, turn: Rotation, mask: Array, site: CacheSite | None = None
+) -> tuple[Array, Cache | None]:
+    """One block as a pure function of its parameters."""
+    result = DecoderBlock(config).apply({"params": layer_params}, x, turn, mask, site)
+    return cast(tuple[Array, Cache | None], result)
+
+
+def _embed(params: Params, config: ModelConfig, tokens: Int[Array, "rows seq"]) -> Float[Array, "rows seq d_model"]:
+    """Embedded tokens in the compute type; an id beyond the vocabulary gives NaN, not a neighbour's embedding."""
+    table = params["embed_tokens"]["embedding"]
+    return jnp.take(table, tokens, axis=0, mode="fill").astype(config.compute_dtype)
+
+
+def _final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
+    return cast(Array, RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x))

@@ -1,0 +1,85 @@
+"""The two-way weight table: which Hugging Face tensor is which of our arrays. Load reads it, save reads it back."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Index = tuple[slice, ...]
+
+
+class Transform(NamedTuple):
+    """How one layer's tensor becomes our array and returns; `hf_index`: which part of theirs holds a part of ours."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_hf: Callable[[np.ndarray], np.ndarray]
+    hf_index: Callable[[Index], Index]
+
+
+class Weight(NamedTuple):
+    """One row of the table. `{}` in the Hugging Face name is the layer; our arrays under `layers/` stack all layers."""
+
+    hf: str
+    ours: str
+    transform: Transform
+
+    @property
+    def stacked(self) -> bool:
+        """True where one of our arrays holds the tensors of all layers."""
+        return "{}" in self.hf
+
+    def hf_names(self, n_layers: int) -> list[str]:
+        """The Hugging Face tensors behind this row, by layer."""
+        return [self.hf.format(layer) for layer in range(n_layers)] if self.stacked else [self.hf]
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _transpose(array: np.ndarray) -> np.ndarray:
+    return array.T
+
+
+IDENTITY = Transform(_same, _same, lambda index: index)
+TRANSPOSE = Transform(_transpose, _transpose, lambda index: index[::-1])
+"""Hugging Face stores [out, in]; our kernels are [in, out]."""
+
+
+def kernel(name: str) -> Weight:
+    """The row of a matrix product inside the layers, e.g. `mlp.up_proj`."""
+    return Weight(f"model.layers.{{}}.{name}.weight", f"layers/{name.replace('.', '/')}/kernel", TRANSPOSE)
+
+
+def bias(name: str) -> Weight:
+    """The row of the bias of a matrix product inside the layers."""
+    return Weight(f"model.layers.{{}}.{name}.bias", f"layers/{name.replace('.', '/')}/bias", IDENTITY)
+
+
+def scale(name: str) -> Weight:
+    """The row of a norm's scale inside the layers."""
+    return Weight(f"model.layers.{{}}.{name}.weight", f"layers/{name.replace('.', '/')}/scale", IDENTITY)
+
+
+HEAD = Weight("lm_head.weight", "lm_head/embedding", IDENTITY)
+"""The output head of untied models. Tied models do not store it."""
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": x}}` as `{"a/b": x}`."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """`{"a/b": x}` as `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
