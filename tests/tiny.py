@@ -18,6 +18,7 @@ CONFIG = ModelConfig(
     d_ff=64,
     qkv_bias=True,
     tie_word_embeddings=True,
+    remat="none",
 )
 
 

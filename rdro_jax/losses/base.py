@@ -1,12 +1,15 @@
-"""What every loss receives and returns."""
+"""What every loss receives, promises and returns."""
 
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from jaxtyping import Array, Bool, Float, Int
 
+This = TypeVar("This", bound="LossBase")
+
 
 class LossInputs(NamedTuple):
-    """Examples flattened out of their packed rows; filler has weight 0."""
+    """Examples flattened out of their packed rows; filler has weight 0. A pair is two adjacent examples."""
 
     policy_logps: Float[Array, "examples"]
     """Completion log-probability under the policy, in nats, summed over the completion's tokens."""
@@ -17,7 +20,9 @@ class LossInputs(NamedTuple):
     desirable: Bool[Array, "examples"]
     weight: Float[Array, "examples"]
     statistics: Any = ()
-    """What the loss declared that couples examples, taken over the global batch without gradient; () for most."""
+    """What `LossBase.statistics` gave for the batch these examples belong to; () for most."""
+    prompt_alpha: Float[Array, "examples"] | None = None
+    """Share of preferred completions of each example's prompt; given to losses that say `needs_prompt_alpha`."""
 
 
 class Weighted(NamedTuple):
@@ -27,12 +32,58 @@ class Weighted(NamedTuple):
     weights: Float[Array, "examples"]
 
 
-class LossFunction(Protocol):
-    """A loss as the train step sees it: a function of examples. Every member of `rdro_jax.losses.Loss` is one.
+@dataclass(frozen=True)
+class LossBase:
+    """A loss: a frozen config that is a function of examples, and what the step, loop and loader must know of it.
 
-    Members also say `needs_reference`: whether they read `reference_logps`, which then must be known.
+    Every member of `rdro_jax.losses.Loss` is one. A micro-batch is any part of a batch that keeps pairs whole, so
+    values couple examples through `statistics` and, in paired losses, adjacent pairs, and in no other way.
     """
 
+    needs_reference: ClassVar[bool] = True
+    """Whether `reference_logps` are read, and hence must be known."""
+    paired: ClassVar[bool] = False
+    """Whether examples come as adjacent pairs: chosen, rejected."""
+    needs_mismatched: ClassVar[bool] = False
+    """Whether `statistics` reads prompts with other prompts' completions."""
+
+    name: str = ""
+    """What selects the loss in a run's config; a member of the union narrows it to a Literal."""
+
+    @property
+    def needs_prompt_alpha(self) -> bool:
+        """Whether `LossInputs.prompt_alpha` is read."""
+        return False
+
+    @property
+    def statistics_scope(self) -> Literal["global", "microbatch"]:
+        """Examples that `statistics` is taken over: the global batch, or each micro-batch by itself."""
+        return "global"
+
+    @property
+    def log_bound(self) -> float | None:
+        """Largest log-ratio of the population optimum, in nats; None where it has none."""
+        return None
+
+    def resolve(self: This, desirable_share: float) -> This:
+        """Return the loss with what it takes from the training data filled in. Raises: ConfigError."""
+        return self
+
+    def init_running(self) -> Any:
+        """Return the running statistics before the first step: a tree kept in the train state and in checkpoints."""
+        return ()
+
+    def statistics(self, x: LossInputs, mismatched: LossInputs | None, running: Any) -> tuple[Any, Any]:
+        """Return (statistics, running): what couples examples, over the batch `x` and without gradient.
+
+        Statistics are () or a dict of scalars by the name they are logged under; evaluation drops `running`.
+        """
+        return (), running
+
     def __call__(self, x: LossInputs) -> Weighted:
-        """Return one value and one weight per example, never reduced."""
-        ...
+        """Return one value and one weight per example, never reduced; `x.statistics` is what `statistics` gave."""
+        raise NotImplementedError
+
+
+LossFunction = LossBase
+"""A loss as the train step sees it."""

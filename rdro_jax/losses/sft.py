@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.base import LossBase, LossInputs, Weighted
 
 
 def sft(policy_logps: Float[Array, "examples"], lengths: Int[Array, "examples"]) -> Float[Array, "examples"]:
@@ -18,7 +18,7 @@ def sft(policy_logps: Float[Array, "examples"], lengths: Int[Array, "examples"])
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(LossBase):
     """Token-weighted negative log-likelihood of completions."""
 
     needs_reference: ClassVar[bool] = False

@@ -1,6 +1,5 @@
 """What held-out rows say about a policy, given its log-ratios to the reference. numpy, float64."""
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,12 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
-from rdro_jax.losses import Loss, LossInputs
+from rdro_jax.losses import LossBase, LossInputs
 from rdro_jax.train.metrics import CLASSES
 
 
 def heldout_metrics(
-    loss: Loss,
+    loss: LossBase,
     policy_logps: Float[np.ndarray, "examples"],
     reference_logps: Float[np.ndarray, "examples"],
     lengths: Int[np.ndarray, "examples"],
@@ -36,9 +35,8 @@ def heldout_metrics(
             metrics[f"rewards/{name}"] = _mean(log_ratio[member])
     if loss.needs_reference:
         metrics["rewards/auc"] = auc(log_ratio, desirable)
-    alpha = getattr(loss, "alpha", None)
-    if alpha is not None:
-        metrics["ratio/over_bound"] = float((log_ratio > -math.log(alpha)).mean())
+    if loss.log_bound is not None:
+        metrics["ratio/over_bound"] = float((log_ratio > loss.log_bound).mean())
     return metrics
 
 

@@ -1,6 +1,5 @@
 """train(config): the whole story of a run, from its config to an aligned Hugging Face folder."""
 
-import dataclasses
 import time
 from itertools import islice
 from pathlib import Path
@@ -63,7 +62,7 @@ def train(config: Config) -> RunResult:
     source = config.model
     policy = make_policy(source.path, mesh, compute_dtype=source.compute_dtype, remat=source.remat)
     train_examples, eval_examples = read_data(config, run)
-    loss = resolve_loss(config.loss, train_examples)
+    loss = config.loss.resolve(train_examples.report.alpha)
     train_set = _with_reference(train_examples, config, policy)
     eval_set = _with_reference(eval_examples, config, policy) if eval_examples else None
 
@@ -82,13 +81,6 @@ def train(config: Config) -> RunResult:
     write_result(run, metrics)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
     return RunResult(run.path, metrics)
-
-
-def resolve_loss(loss: Loss, examples: Examples) -> Loss:
-    """The loss with what it takes from the data filled in: `alpha: data` becomes the share of desirable examples."""
-    if getattr(loss, "alpha", None) != "data":
-        return loss
-    return dataclasses.replace(loss, alpha=examples.report.alpha)
 
 
 def _with_reference(examples: Examples, config: Config, policy: Policy) -> DataSet:

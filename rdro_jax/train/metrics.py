@@ -1,7 +1,6 @@
 """Sums on device, means on the host, one JSON line per logging window."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rdro_jax.losses import LossInputs
+from rdro_jax.losses import LossBase, LossInputs
 
 CLASSES = ("chosen", "rejected")
 """The names TRL gives to the metrics of desirable and undesirable examples."""
 
 
-def example_sums(x: LossInputs, loss: Any) -> dict[str, Float[Array, ""]]:
+def example_sums(x: LossInputs, loss: LossBase) -> dict[str, Float[Array, ""]]:
     """Sums over examples that become the logged means: counts, log-probs, and log-ratios where the loss has them."""
     present = x.weight > 0
     log_ratio = x.policy_logps - x.reference_logps
@@ -24,19 +23,11 @@ def example_sums(x: LossInputs, loss: Any) -> dict[str, Float[Array, ""]]:
     for name, member in zip(CLASSES, (present & x.desirable, present & ~x.desirable), strict=True):
         sums[f"counts/{name}"] = member
         sums[f"logps/{name}"] = jnp.where(member, x.policy_logps, 0.0)
-        if _needs_reference(loss):
+        if loss.needs_reference:
             sums[f"rewards/{name}"] = jnp.where(member, log_ratio, 0.0)
-    if _alpha(loss) is not None:
-        sums["ratio/over_bound"] = present & (log_ratio > -math.log(_alpha(loss)))
+    if loss.log_bound is not None:
+        sums["ratio/over_bound"] = present & (log_ratio > loss.log_bound)
     return {name: jnp.sum(value, dtype=jnp.float32) for name, value in sums.items()}
-
-
-def _needs_reference(loss: Any) -> bool:
-    return getattr(loss, "needs_reference", True)
-
-
-def _alpha(loss: Any) -> Any:
-    return getattr(loss, "alpha", None)
 
 
 class Window:

@@ -38,22 +38,22 @@ def make_train_step(
         sums = example_sums(inputs, loss) | {"loss": total, "weight": jnp.sum(weights)} | places
         return total, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
 
-    def accumulate(params, carry, batch):
+    def gradients(params, batch):
         (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, batch)
-        # float32 sums whatever the parameters' dtype: bfloat16 would lose the later micro-batches.
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-        return jax.tree.map(jnp.add, carry, (grads, sums))
+        # float32 sums whatever the parameters' type: bfloat16 would lose the later micro-batches.
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
+
+    def summed_gradients(params, batch):
+        if num_microbatches == 1:
+            return gradients(params, batch)
+        parts = _split(batch, num_microbatches)
+        first = jax.tree.map(lambda x: x[0], parts)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params, first))
+        add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(params, part)), None)  # noqa: E731
+        return jax.lax.scan(add, nothing, parts)[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        start = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, jnp.float32),
-            jax.eval_shape(lambda: (state.params, objective(state.params, _first(batch, num_microbatches))[1])),
-        )
-        if num_microbatches == 1:
-            grads, sums = accumulate(state.params, start, batch)
-        else:
-            visit = lambda carry, part: (accumulate(state.params, carry, part), None)  # noqa: E731
-            (grads, sums), _ = jax.lax.scan(visit, start, _split(batch, num_microbatches))
+        grads, sums = summed_gradients(state.params, batch)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -76,7 +76,3 @@ def loss_inputs(policy_logps: Float[Array, "rows slots"], batch: Batch) -> LossI
 def _split(batch: Batch, parts: int) -> Batch:
     """Leading axis [rows] -> [parts, rows / parts], each part taking its rows evenly from every device's block."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
-def _first(batch: Batch, parts: int) -> Batch:
-    return jax.tree.map(lambda x: x[: x.shape[0] // parts], batch)

@@ -1,0 +1,213 @@
+"""What a batch or a held-out set says about a ratio: pure functions of log-ratios, labels and weights.
+
+Throughout, s = `log_ratio` = policy_logps - reference_logps in nats, r = exp(s), and examples of weight 0 count for
+nothing. A mean over nothing is NaN. The optimum of the ratio losses is r = p+ / (alpha p+ + (1 - alpha) p-), at which
+alpha r is P(+ | x, y).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from rdro_jax.losses.numerics import Scalar
+
+
+class ByClass(NamedTuple):
+    """One figure per class."""
+
+    preferred: Float[Array, "..."]
+    other: Float[Array, "..."]
+
+
+def mean(values: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
+    """Weighted mean; NaN where no example has weight."""
+    # where, not multiplication: what filler holds must not reach the sum, infinity included.
+    return jnp.sum(jnp.where(weight > 0, values * weight, 0.0)) / jnp.sum(weight)
+
+
+def class_means(
+    values: Float[Array, "examples"], desirable: Bool[Array, "examples"], weight: Float[Array, "examples"]
+) -> ByClass:
+    """Mean of each class, E+ and E-."""
+    return ByClass(*(mean(values, jnp.where(member, weight, 0.0)) for member in (desirable, ~desirable)))
+
+
+def class_quantiles(
+    values: Float[Array, "examples"],
+    desirable: Bool[Array, "examples"],
+    weight: Float[Array, "examples"],
+    probabilities: tuple[float, ...] = (0.05, 0.95),
+) -> ByClass:
+    """Quantiles of each class over the examples present, whatever their weight: one figure per probability."""
+    quantiles = lambda member: jnp.nanquantile(  # noqa: E731
+        jnp.where(member & (weight > 0), values, jnp.nan), jnp.asarray(probabilities)
+    )
+    return ByClass(quantiles(desirable), quantiles(~desirable))
+
+
+def over_bound_share(
+    log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"], *, alpha: Scalar
+) -> Float[Array, ""]:
+    """Share of examples with r > 1 / alpha, which no relative ratio reaches."""
+    return mean(jnp.where(log_ratio > -jnp.log(alpha), 1.0, 0.0), weight)
+
+
+def normalisation(
+    log_ratio: Float[Array, "examples"],
+    desirable: Bool[Array, "examples"],
+    weight: Float[Array, "examples"],
+    *,
+    alpha: Scalar,
+) -> Float[Array, ""]:
+    """alpha E+[r] + (1 - alpha) E-[r]: 1 when the reference is the mixture of the data, whatever the policy."""
+    preferred, other = class_means(jnp.exp(log_ratio), desirable, weight)
+    return alpha * preferred + (1 - alpha) * other
+
+
+def alpha_hat(
+    log_ratio: Float[Array, "examples"], desirable: Bool[Array, "examples"], weight: Float[Array, "examples"]
+) -> Float[Array, ""]:
+    """The alpha at which `normalisation` is 1: (1 - E-[r]) / (E+[r] - E-[r]).
+
+    For held-out examples of any policy that tells the classes apart; useless where the two means are near each other.
+    """
+    preferred, other = class_means(jnp.exp(log_ratio), desirable, weight)
+    return (1 - other) / (preferred - other)
+
+
+def alpha_interval(
+    log_ratio: Float[Array, "examples"],
+    desirable: Bool[Array, "examples"],
+    weight: Float[Array, "examples"],
+    key: Key[Array, ""],
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+) -> Float[Array, "2"]:
+    """Percentile bootstrap interval of `alpha_hat`: lower and upper end."""
+
+    def resampled(key):
+        drawn = jax.random.randint(key, log_ratio.shape, 0, log_ratio.size)
+        return alpha_hat(log_ratio[drawn], desirable[drawn], weight[drawn])
+
+    tail = (1 - level) / 2
+    return jnp.nanquantile(jax.lax.map(resampled, jax.random.split(key, resamples)), jnp.asarray([tail, 1 - tail]))
+
+
+def effective_share(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
+    """Effective sample size over sample size, (sum r)^2 / (N sum r^2), of examples weighted by r.
+
+    In (0, 1]. At the optimum it is at least alpha: below alpha the policy has overshot.
+    """
+    # Any common factor of r cancels; taken out, the largest ratio is 1 and no square overflows.
+    ratio = jnp.exp(log_ratio - jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf)))
+    return mean(ratio, weight) ** 2 / mean(ratio**2, weight)
+
+
+def off_policy_preferred_rate(
+    log_ratio: Float[Array, "examples"], desirable: Bool[Array, "examples"], weight: Float[Array, "examples"]
+) -> Float[Array, ""]:
+    """Share of preferred completions that the policy would draw: sum r 1[+] / sum r, over samples of the reference.
+
+    As trustworthy as `effective_share` is large.
+    """
+    ratio = jnp.exp(log_ratio - jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf)))
+    return mean(jnp.where(desirable, ratio, 0.0), weight) / mean(ratio, weight)
+
+
+def posterior(log_ratio: Float[Array, "examples"], *, alpha: Scalar) -> Float[Array, "examples"]:
+    """P(+ | x, y) as the policy has it: min(alpha r, 1)."""
+    return jnp.exp(jnp.minimum(log_ratio + jnp.log(alpha), 0.0))
+
+
+def brier(
+    log_ratio: Float[Array, "examples"],
+    desirable: Bool[Array, "examples"],
+    weight: Float[Array, "examples"],
+    *,
+    alpha: Scalar,
+) -> Float[Array, ""]:
+    """Mean squared error of `posterior` as a forecast of the label.
+
+    Where r <= 1 / alpha it is 2 alpha^2 J + alpha, J the least-squares objective E[r^2] / 2 - E+[r].
+    """
+    return mean((posterior(log_ratio, alpha=alpha) - desirable) ** 2, weight)
+
+
+class Reliability(NamedTuple):
+    """Forecasts in equal bins of [0, 1]; NaN where a bin is empty."""
+
+    forecast: Float[Array, "bins"]
+    """Mean posterior."""
+    observed: Float[Array, "bins"]
+    """Share of preferred examples."""
+    weight: Float[Array, "bins"]
+    """Sum of weights."""
+
+
+def reliability(
+    log_ratio: Float[Array, "examples"],
+    desirable: Bool[Array, "examples"],
+    weight: Float[Array, "examples"],
+    *,
+    alpha: Scalar,
+    bins: int = 10,
+) -> Reliability:
+    """Reliability curve of `posterior`: what was forecast against what was observed."""
+    forecast = posterior(log_ratio, alpha=alpha)
+    bin_of = jnp.minimum(jnp.floor(forecast * bins).astype(int), bins - 1)
+    total = lambda values: jnp.zeros(bins).at[bin_of].add(jnp.where(weight > 0, values * weight, 0.0))  # noqa: E731
+    weights = total(jnp.ones_like(forecast))
+    return Reliability(total(forecast) / weights, total(jnp.where(desirable, 1.0, 0.0)) / weights, weights)
+
+
+def calibration_error(curve: Reliability) -> Float[Array, ""]:
+    """Expected calibration error: mean over examples of |forecast - observed| of their bin."""
+    return mean(jnp.abs(curve.forecast - curve.observed), curve.weight)
+
+
+def loss_floor(alpha: float) -> float:
+    """Least value of the logistic objective, in nats, reached where p+ and p- do not overlap; the start is 2 log 2."""
+    return (1 + alpha) * math.log1p(alpha) - alpha * math.log(alpha)
+
+
+def kullback_leibler(
+    log_ratio: Float[Array, "examples"], desirable: Bool[Array, "examples"], weight: Float[Array, "examples"]
+) -> Float[Array, ""]:
+    """KL(p+ || reference) = E+[s], in nats, if r is the relative ratio."""
+    return class_means(log_ratio, desirable, weight).preferred
+
+
+def pearson(
+    log_ratio: Float[Array, "examples"],
+    desirable: Bool[Array, "examples"],
+    weight: Float[Array, "examples"],
+    *,
+    alpha: Scalar,
+) -> Float[Array, ""]:
+    """Relative Pearson divergence E_q[(r - 1)^2] / 2 = E+[r] - E_q[r^2] / 2 - 1/2, if r is the relative ratio.
+
+    Source: Yamada et al. 2011, relative density-ratio estimation for robust distribution comparison.
+    """
+    ratio = class_means(jnp.exp(log_ratio), desirable, weight).preferred
+    square = normalisation(2 * log_ratio, desirable, weight, alpha=alpha)
+    return ratio - square / 2 - 0.5
+
+
+def jensen_shannon(
+    log_ratio: Float[Array, "examples"],
+    desirable: Bool[Array, "examples"],
+    weight: Float[Array, "examples"],
+    *,
+    alpha: Scalar,
+) -> Float[Array, ""]:
+    """Jensen-Shannon divergence of p+ and the reference, log 2 - J / 2, in nats, if r is the relative ratio.
+
+    J is the logistic objective in class means, whatever the share of the classes here.
+    """
+    attract = class_means(jax.nn.softplus(-log_ratio), desirable, weight).preferred
+    spread = class_means(jax.nn.softplus(log_ratio), desirable, weight)
+    return math.log(2) - (attract + alpha * spread.preferred + (1 - alpha) * spread.other) / 2

@@ -1,0 +1,62 @@
+"""Simple preference optimisation (Meng et al. 2024, arXiv:2405.14734)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.preference import PreferenceLoss, check_not_negative, check_positive, split_pairs
+from rdro_jax.losses.sft import sft
+
+
+def simpo(
+    chosen_logps: Float[Array, "pairs"],
+    rejected_logps: Float[Array, "pairs"],
+    chosen_lengths: Int[Array, "pairs"],
+    rejected_lengths: Int[Array, "pairs"],
+    *,
+    beta: float = 2.0,
+    gamma: float = 0.5,
+) -> Float[Array, "pairs"]:
+    """SimPO loss of every pair, in nats; the batch loss is the mean.
+
+    With w and l the mean log-probs per token of chosen and rejected: -log sigmoid(beta (w - l) - gamma).
+
+    Source: Meng et al. 2024, arXiv:2405.14734, equation 6.
+    """
+    margin = sft(rejected_logps, rejected_lengths) - sft(chosen_logps, chosen_lengths)
+    return jax.nn.softplus(gamma - beta * margin)
+
+
+@dataclass(frozen=True)
+class SimPO(PreferenceLoss):
+    """Simple preference optimisation from pairs, without a reference (arXiv:2405.14734)."""
+
+    needs_reference: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
+
+    name: Literal["simpo"] = "simpo"
+    beta: float = 2.0
+    """Scale of the reward, per nat per token."""
+    gamma: float = 0.5
+    """Margin by which the chosen reward is to exceed the rejected one, after scaling by beta."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("beta", self.beta)
+        check_not_negative("gamma", self.gamma)
+
+    def __call__(self, x: LossInputs) -> Weighted:
+        """Return the loss of each pair on its members, weighted once per pair."""
+        chosen, rejected = split_pairs(x)
+        values = simpo(
+            chosen.policy_logps,
+            rejected.policy_logps,
+            chosen.lengths,
+            rejected.lengths,
+            beta=self.beta,
+            gamma=self.gamma,
+        )
+        return self.of_pairs(values, chosen, rejected)
