@@ -86,7 +86,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(run=_run_without_command(parser))
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    for add in (_add_train, _add_eval, _add_generate, _add_export, _add_import_gguf, _add_quickstart):
+    for add in (_add_train, _add_eval, _add_generate, _add_export, _add_import_gguf, _add_study, _add_quickstart):
         add(commands)
     parser.set_defaults(commands=tuple(commands.choices))
     return parser
@@ -309,6 +309,34 @@ def _import_gguf(arguments: argparse.Namespace) -> None:
     from rdro_jax.models.gguf import import_gguf
 
     print(import_gguf(arguments.file, arguments.out))
+
+
+def _add_study(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "study",
+        _study,
+        "measure losses where the truth is known, each figure beside the wanted one",
+        "rdro study consistency --losses rdro,ddro,sft,dpo,kto",
+        "\nNAME: consistency, sft_gap, stability, cyclic, alpha, batch, tree, numerics, alpha_hat, prompt_alpha,"
+        "\nbatch_mean, or all of them in a few minutes. Each prints a table and writes NAME.json and NAME.png."
+        "\nExit code 1: a figure was missed.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the study, or all")
+    parser.add_argument("--losses", metavar="A,B", type=_names, default=(), help="those to compare in consistency")
+    parser.add_argument("--seeds", metavar="N", type=_positive, default=5, help="repetitions (default %(default)s)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/studies"), help="default: %(default)s")
+    parser.add_argument("--fast", action="store_true", help="leave out what takes long; the figures stay the same")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from rdro_jax.study import Options, run
+
+    run(arguments.name, arguments.out, Options(arguments.seeds, arguments.fast, arguments.losses))
 
 
 def _add_quickstart(commands: Any) -> None:
