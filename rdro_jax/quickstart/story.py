@@ -1,0 +1,183 @@
+"""run(out): the whole path, from a model and rated text on the package index to an aligned Hugging Face folder."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from rdro_jax.config import Config, load_config
+from rdro_jax.data import load_examples, load_tokenizer
+from rdro_jax.errors import ConfigError, StorageError
+from rdro_jax.evaluate.heldout import folder_logps
+from rdro_jax.export import export
+from rdro_jax.quickstart.fetch import fetch_model, fetch_reviews
+from rdro_jax.quickstart.figure import Panels, draw
+from rdro_jax.quickstart.judge import score
+from rdro_jax.quickstart.reviews import Split, write_rows
+from rdro_jax.quickstart.samples import Samples, distinct_share, paired_shift, sample
+from rdro_jax.quickstart.tell import tell
+from rdro_jax.train import train
+from rdro_jax.train.heldout import auc
+from rdro_jax.train.metrics import read_metrics
+from rdro_jax.train.run import METRICS_FILE
+
+SEED = 42
+N_TRAIN, N_HELDOUT = 800, 400
+ROWS_PER_STEP = 4
+N_SAMPLES, MAX_NEW_TOKENS, N_SHOWN = 256, 64, 6
+DISK_BYTES = 6e9
+"""Two checkpoints with optimizer state, three models in float32, the cache."""
+HERE = Path(__file__).parent
+
+
+def run(out: Path) -> dict[str, Any]:
+    """Align SmolLM2-135M-Instruct by RDRO on rated movie-review sentences; returns what `out/summary.json` says.
+
+    About a quarter of an hour on two cores. Stopped and run again with the same `out`, training goes on where it was.
+    """
+    require_packages()
+    require_room(out)
+    seconds: dict[str, float] = {}
+    with chapter("1/5  a pretrained model, and sentences that people have rated", seconds, "fetch"):
+        model = fetch_model()
+        rows = write_rows(fetch_reviews(), out / "rows", n_train=N_TRAIN, n_heldout=N_HELDOUT, seed=SEED)
+
+    with chapter("2/5  SFT on all sentences: the model becomes the mixture, RDRO's reference", seconds, "sft"):
+        sft = train(stage_config("sft.yaml", model, out / "1-sft", rows.train)).run_dir
+
+    with chapter("3/5  RDRO: towards what people liked, away from what they did not", seconds, "rdro"):
+        rdro = train(stage_config("rdro.yaml", sft, out / "2-rdro", rows.train)).run_dir
+
+    with chapter(f"4/5  {N_HELDOUT} held-out sentences: does the log-ratio tell liked from disliked?", seconds, "eval"):
+        heldout = score_heldout(rdro, sft, rows)
+
+    with chapter(f"5/5  {N_SAMPLES} sentences before and after, with the same random numbers", seconds, "samples"):
+        before, after = (sample(at, count=N_SAMPLES, max_new_tokens=MAX_NEW_TOKENS, seed=SEED) for at in (sft, rdro))
+
+    with chapter("the aligned model as a Hugging Face folder, and a picture of the run", seconds, "export"):
+        model = export(rdro, out / "model")
+        metrics = list(read_metrics(rdro / METRICS_FILE))
+        panels = Panels(metrics, *heldout, before.scores, after.scores)
+        picture = draw(panels, out / "run.png")
+        texts = write_samples(out / "samples.jsonl", before, after)
+
+    summary = {
+        "model": "SmolLM2-135M-Instruct, Q4_1 expanded to float32",
+        "heldout": heldout_figures(heldout),
+        "samples": sample_figures(before, after) | {"human_sentences": human_scores(rows.heldout)},
+        "seconds": seconds | {"total": sum(seconds.values())},
+        "files": {
+            "model": str(model),
+            "picture": str(picture),
+            "samples": str(texts),
+            "summary": str(out / "summary.json"),
+        },
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    tell(summary, list(zip(before.texts, after.texts, strict=True))[:N_SHOWN])
+    return summary
+
+
+def require_packages() -> None:
+    """Raise ConfigError now, rather than after training, where a package of the `quickstart` extra is missing."""
+    missing = [name for name in ("gguf", "matplotlib", "pip", "vaderSentiment") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"the quickstart needs {', '.join(missing)}: pip install 'rdro_jax[quickstart]'")
+
+
+def require_room(out: Path) -> None:
+    """Make `out`; raise StorageError where that fails or the disk cannot hold the run."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be made ({error.strerror}); choose another folder") from None
+    if free < DISK_BYTES and not any(out.iterdir()):
+        raise StorageError(f"{out}: {free / 1e9:.1f} GB free, wanted {DISK_BYTES / 1e9:.0f} GB; choose another disk")
+
+
+@contextmanager
+def chapter(title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Says on stderr what begins, and notes in `seconds` how long it took."""
+    print(f"\n{title}", file=sys.stderr, flush=True)
+    begin = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - begin
+
+
+def stage_config(recipe: str, model: Path, run_dir: Path, rows: Path) -> Config:
+    """The config of one stage: the packaged recipe with its folders filled in, and a row at least for every device."""
+    paths = {"model.path": model, "output_dir": run_dir, "data.train": rows}
+    # JSON's quotes are YAML's: a folder may be called anything.
+    overrides = [f"{key}={json.dumps(str(path))}" for key, path in paths.items()]
+    devices = jax.device_count()
+    return load_config(HERE / recipe, [*overrides, f"global_batch_size={-(-ROWS_PER_STEP // devices) * devices}"])
+
+
+class Heldout(NamedTuple):
+    """Held-out sentences under policy and reference."""
+
+    log_ratios: Float[np.ndarray, "sentences"]
+    """s, in nats."""
+    desirable: Bool[np.ndarray, "sentences"]
+    alpha: float
+    """Share of positive sentences among the training rows."""
+
+
+def score_heldout(policy: Path, reference: Path, rows: Split) -> Heldout:
+    """The log-ratio of every held-out sentence."""
+    data = stage_config("rdro.yaml", reference, policy, rows.train).data
+    train_rows, examples = (load_examples(str(file), load_tokenizer(policy), data) for file in rows)
+    logps = (folder_logps(at, examples, max_length=data.max_length, slots=data.slots) for at in (policy, reference))
+    return Heldout(np.subtract(*logps, dtype=np.float64), examples.desirable, train_rows.report.alpha)
+
+
+def heldout_figures(heldout: Heldout) -> dict[str, Any]:
+    """What the held-out sentences say, under names of this summary's own."""
+    s, liked = heldout.log_ratios, heldout.desirable
+    return {
+        "sentences": len(s),
+        "alpha": heldout.alpha,
+        "auc": auc(s, liked),
+        "log_ratio_positive": float(s[liked].mean()),
+        "log_ratio_negative": float(s[~liked].mean()),
+        "over_bound": float((s > -np.log(heldout.alpha)).mean()),
+    }
+
+
+def sample_figures(before: Samples, after: Samples) -> dict[str, Any]:
+    """The judge's means, their paired difference, and how many different sentences there are."""
+    return {
+        "count": len(after.texts),
+        "mean_before": float(before.scores.mean()),
+        "mean_after": float(after.scores.mean()),
+        "shift": paired_shift(before.scores, after.scores)._asdict(),
+        "distinct_before": distinct_share(before.texts),
+        "distinct_after": distinct_share(after.texts),
+    }
+
+
+def human_scores(rows: Path) -> dict[str, float]:
+    """The judge's mean score of people's own sentences, by label: the scale on which to read a shift."""
+    labelled = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    scores = np.array([score(row["prompt"], row["completion"]) for row in labelled])
+    liked = np.array([row["label"] for row in labelled])
+    return {"positive": float(scores[liked].mean()), "negative": float(scores[~liked].mean())}
+
+
+def write_samples(path: Path, before: Samples, after: Samples) -> Path:
+    """Every pair of sampled sentences with the judge's scores, one JSON object per line."""
+    columns = zip(before.texts, after.texts, before.scores.tolist(), after.scores.tolist(), strict=True)
+    names = ("before", "after", "score_before", "score_after")
+    lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n" for row in columns)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
