@@ -203,11 +203,12 @@ def test_the_recipes_load_with_any_folder_name(recipe: str, loss: str, tmp_path:
 
 
 def test_both_stages_train_alike(tmp_path: Path) -> None:
-    """RDRO's recipe inherits rows, batch and optimizer: the stages differ in loss and starting point only."""
+    """RDRO's recipe inherits rows and batch: the stages differ in loss, steps and learning rate only."""
     sft, rdro = (
         story.stage_config(name, tmp_path / "m", tmp_path / "r", tmp_path) for name in ("sft.yaml", "rdro.yaml")
     )
-    assert sft.model_copy(update={"loss": rdro.loss}) == rdro
+    own = {"loss": rdro.loss, "max_steps": rdro.max_steps, "optimizer": rdro.optimizer}
+    assert sft.model_copy(update=own) == rdro
 
 
 SUMMARY = {
