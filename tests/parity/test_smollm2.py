@@ -11,7 +11,6 @@ import transformers
 
 from rdro_jax.generate import generate
 from rdro_jax.models import forward, load_model, logits, save_model
-from rdro_jax.quickstart.fetch import fetch_model
 
 pytestmark = pytest.mark.parity
 
@@ -28,7 +27,11 @@ PROMPTS = [
 def folder():
     """The folder RDRO_SMOLLM2 names, else the quickstart's, downloaded on first use."""
     named = os.environ.get("RDRO_SMOLLM2")
-    return Path(named) if named else fetch_model()
+    if named:
+        return Path(named)
+    from rdro_jax.quickstart import fetch_model  # here, so that a named folder needs no quickstart
+
+    return fetch_model()
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +51,20 @@ def prompts(folder):
 
 
 def test_logits(ours, theirs, prompts):
+    """1e-4 at every position but a sequence's first, whose bound is wider for a reason measured here.
+
+    At its first token this model carries one number of about 26,000 through the residual stream and cancels it in the
+    last layers. A float32 step there is 2e-3, so that over 64 first tokens torch itself is up to 1.5e-4 away from a
+    float64 computation of the same logits, and we up to 2.1e-4.
+    """
     params, config = ours
-    for tokens in (prompts[1], prompts[4]):
+    scores = jax.jit(lambda params, tokens: logits(params, config, forward(params, config, tokens)))
+    for tokens in prompts:
         with torch.no_grad():
             wanted = theirs(torch.tensor([tokens])).logits.numpy()
-        hidden = jax.jit(forward, static_argnums=1)(params, config, np.array([tokens]))
-        np.testing.assert_allclose(logits(params, config, hidden), wanted, atol=1e-4)
+        got = scores(params, np.array([tokens]))
+        np.testing.assert_allclose(got[:, 1:], wanted[:, 1:], atol=1e-4, rtol=0)
+        np.testing.assert_allclose(got[:, :1], wanted[:, :1], atol=3e-4, rtol=0)
 
 
 def test_greedy_generation(ours, theirs, prompts):

@@ -154,7 +154,15 @@ def test_packed_completion_log_probs(models):
     _, theirs, params, config = models
     lengths, prompt, seq = [12, 30, 7], 4, 64
     examples = [random_tokens(1, length, seed=length)[0] for length in lengths]
-    batch = Batch(*(np.zeros((1, seq), kind) for kind in (np.int32, np.int32, np.int32, bool)), *[np.zeros((1, 3))] * 3)
+    batch = Batch(
+        tokens=np.zeros((1, seq), np.int32),
+        positions=np.zeros((1, seq), np.int32),
+        segment_ids=np.zeros((1, seq), np.int32),
+        loss_mask=np.zeros((1, seq), bool),
+        desirable=np.ones((1, 3), bool),
+        weight=np.ones((1, 3), np.float32),
+        reference_logps=np.zeros((1, 3), np.float32),
+    )
     at = 0
     for slot, example in enumerate(examples):
         end = at + len(example)
