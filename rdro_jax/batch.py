@@ -26,3 +26,8 @@ class Batch(NamedTuple):
     """Weight of each example; 0 for an empty slot."""
     reference_logps: Float[Array, "rows slots"]
     """Completion log-probability under the reference, in nats; 0 for an empty slot, NaN where not yet known."""
+    prompt_alpha: Float[Array, "rows slots"] | None = None
+    """Share of desirable completions of each example's prompt; 0.5 for an empty slot. None = not asked for."""
+    mismatched: "Batch | None" = None
+    """Examples in rows of the same shape, each the prompt of one example of this global batch and the completion of
+    another, for KTO's KL. Slots are not those of the examples above. None = not asked for."""

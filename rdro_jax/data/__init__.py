@@ -2,16 +2,21 @@
 
 from rdro_jax.data.chat import load_tokenizer, render_prompt, tokenizer_hash
 from rdro_jax.data.config import DataConfig
-from rdro_jax.data.examples import ClassReport, DataReport, Examples, load_examples
+from rdro_jax.data.examples import Examples, load_examples
 from rdro_jax.data.loader import Loader, epoch_order, make_loader
+from rdro_jax.data.mismatched import Mismatched
 from rdro_jax.data.pack import pack_batch, pack_row, plan_rows
+from rdro_jax.data.prompts import prompt_rates
+from rdro_jax.data.report import ClassReport, DataReport, Layout
 
 __all__ = [
     "ClassReport",
     "DataConfig",
     "DataReport",
     "Examples",
+    "Layout",
     "Loader",
+    "Mismatched",
     "epoch_order",
     "load_examples",
     "load_tokenizer",
@@ -19,6 +24,7 @@ __all__ = [
     "pack_batch",
     "pack_row",
     "plan_rows",
+    "prompt_rates",
     "render_prompt",
     "tokenizer_hash",
 ]

@@ -1,4 +1,4 @@
-"""Records -> tokens, rendered once with the tokenizer's own chat template, the completion marked by its position.
+"""Records -> text by the tokenizer's own chat template, the completion marked by its position; text -> tokens.
 
 Nothing here looks for token ids in the middle of a text: where a completion begins and where its turn ends is read off
 the rendered text, so a tokenizer whose padding is its end-of-turn token (SmolLM2), or whose id 0 is a letter (Qwen),
@@ -11,12 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import xxhash
-from jaxtyping import Int32
 
-from rdro_jax.data.config import DataConfig
-from rdro_jax.data.records import BadRow, Message, Record, shorten
+from rdro_jax.data.records import BadRow, Message, Record, shorten, texts_in
 from rdro_jax.errors import WeightError
 
 Tokenizer = Any
@@ -54,18 +51,8 @@ class Template(NamedTuple):
     """Token ids put after a concatenation: the EOS, where there is one."""
     ends_with_stop: bool
     """True where a completion ends with a special token; a model never shown one does not learn to stop."""
-
-
-class Rendered(NamedTuple):
-    """One example as tokens."""
-
-    tokens: Int32[np.ndarray, "tokens"]
-    prompt_length: int
-    """Tokens before the completion."""
-    ends_with_stop: bool
-    """True where the last token is the end of the turn."""
-    truncated: bool
-    """True where something was cut."""
+    control: re.Pattern[str] | None = None
+    """Finds the tokenizer's special tokens spelled out in a text; None where it has none."""
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -110,12 +97,13 @@ def read_template(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | Sequence[tup
 
     Raises: WeightError for a chat template that cannot render one question and its answer, or loses either.
     """
+    control = _special_tokens(tokenizer)
     if not tokenizer.chat_template:
-        return _concatenation(tokenizer)
+        return _concatenation(tokenizer)._replace(control=control)
     text = tokenizer.get_chat_template()
     if "strftime_now" in text:
         text = PINNED_DATE + text
-    template = Template(text, {**DEFAULT_TEMPLATE_KWARGS, **dict(kwargs)}, "", "", (), (), False)
+    template = Template(text, {**DEFAULT_TEMPLATE_KWARGS, **dict(kwargs)}, "", "", (), (), False, control)
     try:
         prompt, full = render_text(Record("PROBE QUESTION", "PROBE ANSWER", True, 1.0, 0), tokenizer, template)
     except BadRow as error:
@@ -125,7 +113,7 @@ def read_template(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | Sequence[tup
     if "PROBE QUESTION" not in prompt or "PROBE ANSWER" not in full[len(prompt) :]:
         raise WeightError("chat template of the tokenizer: does not write out both the prompt and the completion")
     tail = full[full.rindex("PROBE ANSWER") + len("PROBE ANSWER") :]
-    stop = _special_token_in(tail, tokenizer)
+    stop = control.search(tail) if control else None
     # A template without an end-of-turn token: its closing blanks are layout, not words to learn.
     end_of_turn = tail[: stop.end()] if stop else tail.rstrip()
     return template._replace(tail=tail, end_of_turn=end_of_turn, ends_with_stop=stop is not None)
@@ -146,11 +134,21 @@ def _concatenation(tokenizer: Tokenizer) -> Template:
     )
 
 
-def _special_token_in(text: str, tokenizer: Tokenizer) -> re.Match[str] | None:
-    """The first special token written out in the text."""
+def _special_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """A pattern of the tokens that steer a model and are never words: end of turn, headers, padding."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     names = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
-    return re.search("|".join(map(re.escape, names)), text) if names else None
+    return re.compile("|".join(map(re.escape, names))) if names else None
+
+
+def _refuse_control_tokens(value: object, column: str, template: Template) -> None:
+    """Raises BadRow where a text spells a special token, which the tokenizer would read as the token itself: whoever
+    writes the row could end a turn, or begin one in another's name."""
+    if template.control is None:
+        return
+    for text in texts_in(value):
+        if found := template.control.search(text):
+            raise BadRow(column, "spells out a control token of the tokenizer", shorten(found[0]))
 
 
 def render_text(record: Record, tokenizer: Tokenizer, template: Template) -> tuple[str, str]:
@@ -159,16 +157,17 @@ def render_text(record: Record, tokenizer: Tokenizer, template: Template) -> tup
     Raises: BadRow where the template refuses the record, or where the full text does not begin with the prompt text.
     """
     if template.text is None:
-        return _plain_text(record)
+        return _plain_text(record, template)
+    _refuse_control_tokens(record.completion, record.column, template)
     messages = prompt_messages(record.prompt)
     answer = record.completion
     answer = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
     prompt = render_messages(messages, tokenizer, template, add_generation_prompt=True)
     full = render_messages([*messages, answer], tokenizer, template)
     if not full.startswith(prompt):
-        raise BadRow("completion", "the chat template renders the prompt differently once it is answered")
+        raise BadRow(record.column, "the chat template renders the prompt differently once it is answered")
     if not full.endswith(template.tail):
-        raise BadRow("completion", "the chat template ends this turn in an unusual way", shorten(full[-20:]))
+        raise BadRow(record.column, "the chat template ends this turn in an unusual way", shorten(full[-20:]))
     return prompt, full[: len(full) - len(template.tail)] + template.end_of_turn
 
 
@@ -182,8 +181,9 @@ def render_messages(
 ) -> str:
     """The chat template's text for a conversation.
 
-    Raises: BadRow where the template refuses it.
+    Raises: BadRow where the template refuses it, or where a message spells out a control token.
     """
+    _refuse_control_tokens(messages, "prompt", template)
     try:
         return tokenizer.apply_chat_template(
             messages,
@@ -207,49 +207,16 @@ def render_prompt(
     if template.text is not None:
         text = render_messages(prompt_messages(prompt), tokenizer, template, add_generation_prompt=True)
     else:
-        text, _ = _plain_text(Record(prompt, "", True, 1.0, 0))
+        text, _ = _plain_text(Record(prompt, "", True, 1.0, 0), template)
     return [*template.prefix, *encode([text], tokenizer)[0]]
 
 
-def _plain_text(record: Record) -> tuple[str, str]:
-    for name, value in (("prompt", record.prompt), ("completion", record.completion)):
+def _plain_text(record: Record, template: Template) -> tuple[str, str]:
+    for name, value in (("prompt", record.prompt), (record.column, record.completion)):
         if not isinstance(value, str):
             raise BadRow(name, "is a list of messages, but the tokenizer has no chat template; write it as text")
+        _refuse_control_tokens(value, name, template)
     return str(record.prompt), f"{record.prompt}{record.completion}"
-
-
-def render(record: Record, tokenizer: Tokenizer, template: Template, config: DataConfig) -> Rendered:
-    """One record as tokens; see `render_records`.
-
-    Raises: BadRow.
-    """
-    [rendered] = render_records([record], tokenizer, template, config)
-    if isinstance(rendered, BadRow):
-        raise rendered
-    return rendered
-
-
-def render_records(
-    records: Sequence[Record], tokenizer: Tokenizer, template: Template, config: DataConfig
-) -> list[Rendered | BadRow]:
-    """Tokens of each record, or what is wrong with it, in order. Tokenises all of them in one call.
-
-    A full text's tokens must begin with the prompt's own tokens, because those are what the model is given when it
-    answers. Where a merge runs across the border (a completion that begins with a line break), prompt and
-    completion are tokenised apart, provided that reads back as the same text.
-    """
-    texts = [_attempt(render_text, record, tokenizer, template) for record in records]
-    sound = [text for text in texts if not isinstance(text, BadRow)]
-    encoded = iter(
-        zip(sound, encode([p for p, _ in sound], tokenizer), encode([f for _, f in sound], tokenizer), strict=True)
-    )
-    results: list[Rendered | BadRow] = []
-    for record, text in zip(records, texts, strict=True):
-        if isinstance(text, BadRow):
-            results.append(text)
-        else:
-            results.append(_attempt(_assemble, record, *next(encoded), tokenizer, template, config))
-    return results
 
 
 def encode(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
@@ -257,81 +224,3 @@ def encode(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     if not texts:
         return []
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-def _attempt(function: Any, *args: Any) -> Any:
-    """The function's value, or the BadRow it raised."""
-    try:
-        return function(*args)
-    except BadRow as fault:
-        return fault
-
-
-def _assemble(
-    record: Record,
-    texts: tuple[str, str],
-    prompt: list[int],
-    full: list[int],
-    tokenizer: Tokenizer,
-    template: Template,
-    config: DataConfig,
-) -> Rendered:
-    """Prompt ids and full ids -> one example that fits the window."""
-    if full[: len(prompt)] != prompt:
-        full = _tokenise_apart(texts, prompt, full, tokenizer)
-    tokens = [*template.prefix, *full, *template.suffix]
-    prompt_length = len(template.prefix) + len(prompt)
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokens[:2] == [bos, bos]:
-        raise BadRow("prompt", "begins with two BOS tokens; remove the one written out in the text")
-    if prompt_length == 0:
-        raise BadRow("prompt", "becomes no tokens, so nothing predicts the first token of the completion")
-    if len(full) == len(prompt):
-        raise BadRow("completion", "becomes no tokens")
-    if len(tokens) <= config.max_length:
-        return Rendered(np.array(tokens, np.int32), prompt_length, template.ends_with_stop, False)
-    return _truncate(record, tokens, prompt_length, tokenizer, template, config)
-
-
-def _tokenise_apart(texts: tuple[str, str], prompt: list[int], full: list[int], tokenizer: Tokenizer) -> list[int]:
-    """Prompt ids and then the completion's own ids, if they read back as the same text."""
-    apart = [*prompt, *encode([texts[1][len(texts[0]) :]], tokenizer)[0]]
-    if tokenizer.decode(apart) != tokenizer.decode(full):
-        raise BadRow(
-            "completion", "its first token merges with the end of the prompt; add a space or line break between"
-        )
-    return apart
-
-
-TOO_LONG = "longer than max_length"
-
-
-def _truncate(
-    record: Record, tokens: list[int], prompt_length: int, tokenizer: Tokenizer, template: Template, config: DataConfig
-) -> Rendered:
-    """The example cut to the window as the configuration says.
-
-    `keep_end` takes tokens from the beginning of the prompt, sparing a BOS and the assistant's header, and only
-    then from the end of the completion, whose end-of-turn token goes with it: a cut answer did not end there.
-    """
-    window = config.max_length
-    if config.truncation != "keep_end":
-        raise BadRow("row", TOO_LONG, f"{len(tokens)} tokens for a window of {window}")
-    bos = int(tokens[0] == tokenizer.bos_token_id and prompt_length > 1)
-    header = max(1, _header_length(record, prompt_length, tokenizer, template))
-    if bos + header >= window:
-        raise BadRow("row", "max_length leaves no room for a completion after the assistant's header")
-    completion = tokens[prompt_length:][: window - bos - header]
-    prompt_end = tokens[bos:prompt_length][-(window - bos - len(completion)) :]
-    cut = [*tokens[:bos], *prompt_end, *completion]
-    complete = len(completion) == len(tokens) - prompt_length
-    return Rendered(np.array(cut, np.int32), len(cut) - len(completion), template.ends_with_stop and complete, True)
-
-
-def _header_length(record: Record, prompt_length: int, tokenizer: Tokenizer, template: Template) -> int:
-    """Tokens of the assistant's header, which the prompt ends with; 0 where there is no chat template."""
-    if template.text is None:
-        return 0
-    messages = prompt_messages(record.prompt)
-    question = render_messages(messages, tokenizer, template)
-    return max(0, prompt_length - len(encode([question], tokenizer)[0]))

@@ -26,13 +26,14 @@ class DataConfig:
     """Where the rows are and how they become packed batches."""
 
     train: str
-    """JSONL file of training rows (plain or gzip): `prompt`, `completion`, `label`, optional `weight`."""
+    """JSONL file of training rows (plain or gzip): `prompt`, `completion`, `label`, or `prompt`, `chosen`, `rejected`;
+    optional `weight` and `alpha`."""
     eval: str | None = None
     """JSONL file of held-out rows in the same form; None = no evaluation."""
     max_length: Annotated[int, Field(ge=8)] = 1024
-    """Tokens in a packed row, hence also the most tokens one example may have."""
+    """Tokens in a packed row, hence the most one example may have, or both halves of a pair that stays together."""
     slots: Annotated[int, Field(ge=1)] = 16
-    """Most examples that share a packed row."""
+    """Most examples that share a packed row; a pair that stays together takes two."""
     batching: Literal["stratified", "natural"] = "stratified"
     """`stratified`: every global batch holds both classes at the rate of the data. `natural`: a plain shuffle."""
     truncation: Literal["keep_end", "drop", "error"] = "keep_end"

@@ -1,16 +1,17 @@
 """Packed batches in an order that is a pure function of (seed, epoch): seekable, and the same for every host."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from rdro_jax.batch import Batch
 from rdro_jax.data.examples import Examples
-from rdro_jax.data.pack import EMPTY, pack_batch, plan_rows
+from rdro_jax.data.mismatched import Mismatched, plan_mismatched
+from rdro_jax.data.pack import EMPTY, pack_batch, plan_pair_rows, plan_rows
 from rdro_jax.errors import ConfigError, RecordError
 
 Batching = Literal["stratified", "natural", "sequential"]
@@ -49,6 +50,24 @@ def epoch_order(
     return order
 
 
+def split_pair_order(
+    pairs: int, *, seed: int, epoch: int, batching: Batching = "stratified"
+) -> Int64[np.ndarray, "examples"]:
+    """Every half of every pair once, the two halves of a pair about half an epoch apart; else as `epoch_order`.
+
+    Pair i is the examples 2i (desirable) and 2i + 1. A half beside its other half would turn an unpaired loss into a
+    comparison of the two.
+    """
+    if batching == "sequential":
+        return np.arange(2 * pairs)
+    random = np.random.default_rng([seed, epoch])
+    chosen = 2 * random.permutation(pairs)
+    if batching == "natural":
+        first = chosen + random.integers(0, 2, pairs)
+        return np.concatenate([first, first ^ 1])
+    return np.stack([chosen, np.roll(chosen, pairs // 2) + 1], axis=1).ravel()
+
+
 def plan_epoch(
     examples: Examples,
     *,
@@ -62,11 +81,17 @@ def plan_epoch(
     """Example index in each slot of each row of each global batch of one epoch; -1 = empty.
 
     The last batch is filled up with empty rows. The rows open while packing span about two batches, which fills
-    rows to about 97 % and keeps the classes of a batch near their rate.
+    rows to about 97 % and keeps the classes of a batch near their rate. Pairs are ordered and packed as one thing each.
     """
-    order = epoch_order(examples.desirable, seed=seed, epoch=epoch, batching=batching)
-    window = max(16, 2 * global_batch_size)
-    rows = plan_rows(order, examples.lengths, max_length=max_length, slots=slots, window=window)
+    seeds: dict[str, Any] = {"seed": seed, "epoch": epoch, "batching": batching}
+    room: dict[str, Any] = {"max_length": max_length, "slots": slots, "window": max(16, 2 * global_batch_size)}
+    if examples.paired:
+        rows = plan_pair_rows(epoch_order(examples.desirable[::2], **seeds), examples.lengths, **room)
+    elif examples.split_pairs:
+        order = split_pair_order(len(examples.desirable) // 2, **seeds)
+        rows = plan_rows(order, examples.lengths, apart=True, **room)
+    else:
+        rows = plan_rows(epoch_order(examples.desirable, **seeds), examples.lengths, **room)
     batches = -(-len(rows) // global_batch_size)
     plan = np.full((batches * global_batch_size, slots), EMPTY, np.int32)
     for number, row in enumerate(rows):
@@ -87,6 +112,12 @@ class Loader:
     """Nats; None = not yet known."""
     start_step: int = 0
     """Batches to pass over, over all epochs."""
+    prompt_alpha: Float32[np.ndarray, "examples"] | None = None
+    """Share of desirable completions of each example's prompt; None = not asked for."""
+    mismatched: Mismatched | None = None
+    """Mismatched examples, and this host's rows of them; None = not asked for."""
+    mismatched_logps: Float32[np.ndarray, "mismatched"] | None = None
+    """Reference log-probabilities of the mismatched examples, in nats; None = not yet known."""
     ends: tuple[int, ...] = field(init=False)
     """First step after each epoch."""
 
@@ -110,8 +141,29 @@ class Loader:
         """The batch of one step: a pure function of it."""
         number = int(np.searchsorted(self.ends, step, side="right"))
         plan = self.plans[number][step - self.ends[number]]
-        batch = pack_batch(self.examples, plan, max_length=self.max_length, reference_logps=self.reference_logps)
-        return batch, plan
+        batch = pack_batch(
+            self.examples,
+            plan,
+            max_length=self.max_length,
+            reference_logps=self.reference_logps,
+            prompt_alpha=self.prompt_alpha,
+        )
+        if self.mismatched is None:
+            return batch, plan
+        rows = self.mismatched.plans[number][step - self.ends[number]]
+        others = pack_batch(
+            self.mismatched.examples, rows, max_length=self.max_length, reference_logps=self.mismatched_logps
+        )
+        return batch._replace(mismatched=others), plan
+
+    def mismatched_examples(self) -> Examples:
+        """The mismatched examples of all epochs, the same on every host, for the reference to score."""
+        assert self.mismatched is not None, "make the loader with mismatched=True"
+        return self.mismatched.examples
+
+    def with_mismatched_logps(self, logps: Float32[np.ndarray, "mismatched"]) -> "Loader":
+        """This loader, with what the reference gave for `mismatched_examples()`, in nats."""
+        return replace(self, mismatched_logps=logps)
 
     def __iter__(self) -> Iterator[Step]:
         """Batches of `start_step`, `start_step + 1`, ... packed ahead of time on threads."""
@@ -135,22 +187,28 @@ def make_loader(
     host_index: int = 0,
     host_count: int = 1,
     start_step: int = 0,
+    prompt_alpha: Float32[np.ndarray, "examples"] | None = None,
+    mismatched: bool = False,
 ) -> Loader:
     """The loader of one host. Global batch `step` is the same for every number of hosts; host i has its i-th part.
 
     `global_batch_size` counts packed rows over all hosts. All epochs are planned here, so that the number of steps
     is known before the first; planning takes about ten seconds a million examples.
 
-    Raises: ConfigError where the rows do not divide among the hosts, RecordError where an example exceeds the row.
+    `prompt_alpha` (see `prompt_rates`) gives the batches that field. `mismatched` gives them rows of mismatched
+    examples, whose reference log-probs are NaN until `with_mismatched_logps`.
+
+    Raises: ConfigError where the rows do not divide among the hosts or pairs have no two slots, RecordError where an
+    example or a pair exceeds the row.
     """
     if global_batch_size % host_count:
         raise ConfigError(f"global_batch_size: got {global_batch_size}; wanted a multiple of the {host_count} hosts")
-    longest = int(examples.lengths.max(initial=0))
-    if longest > max_length:
-        raise RecordError(f"an example has {longest} tokens, the packed row {max_length}; load with this max_length")
+    if examples.paired and slots < 2:
+        raise ConfigError(f"data.slots: got {slots}; wanted at least 2, because a pair takes two slots of a row")
+    _check_room(examples, max_length)
     share = global_batch_size // host_count
     mine = slice(host_index * share, (host_index + 1) * share)
-    plans = (
+    plans = [
         plan_epoch(
             examples,
             epoch=epoch,
@@ -159,7 +217,24 @@ def make_loader(
             slots=slots,
             seed=seed,
             batching=batching,
-        )[:, mine]
+        )
         for epoch in range(num_epochs)
+    ]
+    others = plan_mismatched(examples, plans, max_length=max_length, seed=seed) if mismatched else None
+    return Loader(
+        examples,
+        tuple(plan[:, mine] for plan in plans),
+        max_length,
+        reference_logps,
+        start_step,
+        prompt_alpha,
+        others and others._replace(plans=tuple(plan[:, mine] for plan in others.plans)),
     )
-    return Loader(examples, tuple(plans), max_length, reference_logps, start_step)
+
+
+def _check_room(examples: Examples, max_length: int) -> None:
+    """Raises RecordError for an example, or a pair, that no row can hold."""
+    lengths = examples.lengths.reshape(-1, 2).sum(axis=1) if examples.paired else examples.lengths
+    longest, what = int(lengths.max(initial=0)), "a pair" if examples.paired else "an example"
+    if longest > max_length:
+        raise RecordError(f"{what} has {longest} tokens, the packed row {max_length}; load with this max_length")

@@ -29,18 +29,22 @@ def plan_rows(
     max_length: int,
     slots: int,
     window: int,
+    apart: bool = False,
 ) -> list[list[int]]:
     """Rows of example indices, packed best-fit with at most `window` rows open at a time.
 
     Each example of `order` goes into the open row it fills most; when none has room a new row is opened, and the
     oldest is closed once `window` are open. Rows come out in the order they were opened, so an example moves by no
     more than the rows of a window, and what the order balances stays balanced. `lengths` are those of all examples.
+    `apart` lets no row hold both of the examples 2i and 2i + 1.
     """
     rows: list[list[int]] = []
     open_rows: list[_OpenRow] = []
     for index in order:
         need = int(lengths[index])
         place = bisect_left(open_rows, need, key=lambda row: row.room)
+        while apart and place < len(open_rows) and index ^ 1 in open_rows[place].examples:
+            place += 1
         if place < len(open_rows):
             row = open_rows.pop(place)
         else:
@@ -54,6 +58,20 @@ def plan_rows(
     return rows
 
 
+def plan_pair_rows(
+    pair_order: Sequence[int] | Int[np.ndarray, "pairs"],
+    lengths: Int[np.ndarray, "examples"],
+    *,
+    max_length: int,
+    slots: int,
+    window: int,
+) -> list[list[int]]:
+    """Rows of whole pairs, packed like examples in `plan_rows`: 2i (chosen) in an even slot, 2i + 1 (rejected) next."""
+    pair_lengths = lengths.reshape(-1, 2).sum(axis=1)
+    rows = plan_rows(pair_order, pair_lengths, max_length=max_length, slots=slots // 2, window=window)
+    return [[half for pair in row for half in (2 * pair, 2 * pair + 1)] for row in rows]
+
+
 def pack_row(
     examples: Examples,
     indices: Iterable[int],
@@ -61,15 +79,18 @@ def pack_row(
     max_length: int,
     slots: int,
     reference_logps: Float32[np.ndarray, "examples"] | None = None,
+    prompt_alpha: Float32[np.ndarray, "examples"] | None = None,
 ) -> Batch:
     """One row of every field of a Batch (numpy, without the leading axis). Empty slots of `indices` are -1.
 
-    `reference_logps` are those of all examples; None = not yet known, NaN in the row.
+    `reference_logps` and `prompt_alpha` are those of all examples. Without the former, NaN in the row: not yet known;
+    without the latter, None: not asked for.
     """
     tokens, positions, segment_ids = (np.zeros(max_length, np.int32) for _ in range(3))
     loss_mask = np.zeros(max_length, bool)
     desirable = np.zeros(slots, bool)
     weight, reference = (np.zeros(slots, np.float32) for _ in range(2))
+    alpha = None if prompt_alpha is None else np.full(slots, 0.5, np.float32)
     start = 0
     for slot, index in enumerate(indices):
         if index == EMPTY:
@@ -84,8 +105,10 @@ def pack_row(
         desirable[slot] = examples.desirable[index]
         weight[slot] = examples.weight[index]
         reference[slot] = np.nan if reference_logps is None else reference_logps[index]
+        if alpha is not None and prompt_alpha is not None:
+            alpha[slot] = prompt_alpha[index]
         start = end
-    return Batch(tokens, positions, segment_ids, loss_mask, desirable, weight, reference)  # type: ignore[arg-type]
+    return Batch(tokens, positions, segment_ids, loss_mask, desirable, weight, reference, alpha)  # type: ignore[arg-type]
 
 
 def pack_batch(
@@ -94,10 +117,19 @@ def pack_batch(
     *,
     max_length: int,
     reference_logps: Float32[np.ndarray, "examples"] | None = None,
+    prompt_alpha: Float32[np.ndarray, "examples"] | None = None,
 ) -> Batch:
     """The Batch (numpy) of planned rows; -1 in the plan is an empty slot, a row of -1 an empty row."""
-    slots = plan.shape[1]
     rows = [
-        pack_row(examples, row, max_length=max_length, slots=slots, reference_logps=reference_logps) for row in plan
+        pack_row(
+            examples,
+            row,
+            max_length=max_length,
+            slots=plan.shape[1],
+            reference_logps=reference_logps,
+            prompt_alpha=prompt_alpha,
+        )
+        for row in plan
     ]
-    return Batch(*map(np.stack, zip(*rows, strict=True)))  # type: ignore[arg-type]
+    fields = (None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True))
+    return Batch(*fields)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """What a row must become, and how rows that cannot are named, counted and reported."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +27,10 @@ class Record(NamedTuple):
     """Weight of the example in the loss; positive."""
     line: int
     """Line of the file the row stood in, from 1."""
+    alpha: float | None = None
+    """Share of desirable completions among those of this prompt, if the row says."""
+    column: str = "completion"
+    """Where the completion stood in the row: `completion`, or of a pair `chosen` or `rejected`."""
 
 
 class BadRow(ValueError):
@@ -63,6 +68,19 @@ class FaultLog:
         totals = ", ".join(f"{count} x {cause}" for cause, count in self.causes.most_common())
         summary = f"{self.path}: {bad} of {rows} rows cannot be used ({totals}); {remedy}"
         raise RecordError("\n".join([*self.first, *more, summary]))
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text inside a JSON value, keys included."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            left += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            left += part
 
 
 def shorten(value: object, limit: int = 60) -> str:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdro_jax.data import epoch_order, make_loader
+from rdro_jax.data.loader import split_pair_order
 from rdro_jax.errors import ConfigError, RecordError
 
 LAYOUT = {"global_batch_size": 4, "max_length": 64, "slots": 8, "seed": 3}
@@ -19,7 +20,13 @@ def examples(tiny_examples):
 
 
 def flat(loader):
-    return [(indices, *batch) for batch, indices in loader]
+    """Every array of every step: indices first, then the batch's, those of mismatched rows last."""
+    return [arrays(*step) for step in loader]
+
+
+def arrays(batch, indices):
+    own = [field for field in batch if isinstance(field, np.ndarray)]
+    return (indices, *own, *(arrays(batch.mismatched, indices)[1:] if batch.mismatched else ()))
 
 
 def assert_same(left, right):
@@ -120,9 +127,7 @@ def test_resumes_at_any_step(examples, start):
 def test_iterating_twice_and_indexing_give_the_same_batches(examples):
     loader = make_loader(examples, num_epochs=2, **LAYOUT)
     assert_same(flat(loader), flat(loader))
-    assert_same(
-        flat(loader), [(indices, *batch) for batch, indices in map(loader.__getitem__, range(loader.num_batches))]
-    )
+    assert_same(flat(loader), [arrays(*loader[step]) for step in range(loader.num_batches)])
 
 
 def test_finished_loader_yields_nothing(examples):
@@ -151,3 +156,72 @@ def test_rows_must_divide_among_hosts_and_examples_fit(examples):
         make_loader(examples, host_count=3, **LAYOUT)
     with pytest.raises(RecordError, match="packed row"):
         make_loader(examples, **LAYOUT | {"max_length": 16})
+
+
+def as_pairs(examples, **how):
+    """The examples as pairs: 2i chosen, 2i + 1 rejected."""
+    desirable = np.arange(len(examples.lengths)) % 2 == 0
+    return examples._replace(desirable=desirable, **how)
+
+
+@pytest.mark.parametrize("batching", ["stratified", "natural", "sequential"])
+def test_pairs_stand_in_adjacent_slots_of_one_row_once_per_epoch(examples, batching):
+    loader = make_loader(as_pairs(examples, paired=True), batching=batching, num_epochs=2, **LAYOUT | {"slots": 5})
+    orders = []
+    for begin, end in zip((0, *loader.ends), loader.ends, strict=False):
+        plans = np.concatenate([loader[step][1] for step in range(begin, end)])
+        even, odd = plans[:, 0:4:2], plans[:, 1:4:2]
+        assert (plans[:, 4] == -1).all()
+        np.testing.assert_array_equal(np.where(even < 0, -1, even + 1), odd)
+        orders.append(tuple(even[even >= 0]))
+        assert sorted(orders[-1]) == list(range(0, 300, 2))
+    assert (len(set(orders)) == 1) == (batching == "sequential")
+    for batch, indices in loader:
+        np.testing.assert_array_equal(batch.desirable, (indices >= 0) & (indices % 2 == 0))
+
+
+def test_pairs_need_two_slots_and_a_row_for_both(tiny_examples):
+    pairs = as_pairs(tiny_examples([20, 20], prompts=[2, 2]), paired=True)
+    with pytest.raises(ConfigError, match="two slots"):
+        make_loader(pairs, **LAYOUT | {"slots": 1})
+    with pytest.raises(RecordError, match="a pair has 40 tokens"):
+        make_loader(pairs, **LAYOUT | {"max_length": 39})
+    assert make_loader(pairs, **LAYOUT | {"max_length": 40}).num_batches == 1
+
+
+@given(st.integers(0, 30), st.integers(0, 5), st.sampled_from(["stratified", "natural"]))
+@settings(deadline=None)
+def test_halves_of_split_pairs_are_half_an_epoch_apart(pairs, seed, batching):
+    order = split_pair_order(pairs, seed=seed, epoch=0, batching=batching)
+    assert sorted(order) == list(range(2 * pairs))
+    place = np.argsort(order).reshape(-1, 2)
+    assert (np.abs(place[:, 0] - place[:, 1]) >= pairs - 2).all()
+    if batching == "stratified":
+        assert (order % 2 == np.arange(2 * pairs) % 2).all()
+
+
+@pytest.mark.parametrize("batching", ["stratified", "natural", "sequential"])
+@pytest.mark.parametrize("count", [2, 4, 6, 300])
+def test_halves_of_split_pairs_never_share_a_row(tiny_examples, count, batching):
+    split = as_pairs(tiny_examples([5] * count, prompts=[2] * count), split_pairs=True)
+    loader = make_loader(split, batching=batching, num_epochs=3, **LAYOUT)
+    for begin, end in zip((0, *loader.ends), loader.ends, strict=False):
+        rows = np.concatenate([loader[step][1] for step in range(begin, end)])
+        assert sorted(rows[rows >= 0]) == list(range(count))
+        for row in rows:
+            own = row[row >= 0]
+            assert len(set(own // 2)) == len(own)
+
+
+def test_split_pairs_differ_from_epoch_to_epoch_and_keep_the_rate():
+    orders = [tuple(split_pair_order(50, seed=0, epoch=epoch)) for epoch in range(4)]
+    assert len(set(orders)) == 4
+    neighbours = [{(a // 2, b // 2) for a, b in zip(order[::2], order[1::2], strict=True)} for order in orders]
+    assert len(neighbours[0] & neighbours[1]) < 10
+
+
+def test_rate_of_the_prompt_stands_in_the_batch_only_when_asked(examples):
+    rates = np.linspace(0.1, 0.9, 300, dtype=np.float32)
+    for batch, indices in make_loader(examples, prompt_alpha=rates, **LAYOUT):
+        np.testing.assert_array_equal(batch.prompt_alpha, np.where(indices >= 0, rates[indices], np.float32(0.5)))
+    assert make_loader(examples, **LAYOUT)[0][0].prompt_alpha is None
