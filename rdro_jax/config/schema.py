@@ -101,22 +101,21 @@ def _disagreements(config: Config):
         yield f"global_batch_size: got {rows}, wanted a multiple of num_microbatches={parts}"
     if config.eval_steps is not None and config.data.eval is None:
         yield f"eval_steps: got {config.eval_steps}, but data.eval names no held-out file; set it or drop eval_steps"
-    if (lacking := _not_yet_fed(config.loss)) is not None:
-        name = config.loss.name
-        yield f"loss.name: '{name}' needs {lacking}, which training does not supply yet; call it from rdro_jax.losses"
+    if getattr(config.loss, "alpha", None) == "estimate":
+        yield from _lacking_for_estimate(config)
+    if config.loss.paired and config.data.slots % 2:
+        yield f"data.slots: got {config.data.slots}, wanted an even number: '{config.loss.name}' is over pairs"
     sources = {"model.path": config.model.path, "reference.path": config.reference.path}
     for key, path in sources.items():
         if path is not None and Path(path).resolve() == Path(config.output_dir).resolve():
             yield f"output_dir: got the folder of {key}, '{path}', which the run would overwrite; name another folder"
 
 
-def _not_yet_fed(loss: Loss) -> str | None:
-    """What a loss reads beyond packed unpaired rows with reference log-probs; None for one that can be trained."""
-    if loss.paired:
-        return "rows of chosen and rejected pairs"
-    if loss.needs_mismatched:
-        return "mismatched rows for its KL"
-    if loss.needs_prompt_alpha:
-        return "the alpha of each prompt"
-    coupled = loss.init_running() != () or getattr(loss, "estimator", None) == "class_mean"
-    return "statistics over the global batch" if coupled else None
+def _lacking_for_estimate(config: Config):
+    if config.data.eval is None:
+        yield "loss.alpha: estimate is taken from held-out rows, but data.eval names none"
+    if config.reference.path in (None, config.model.path):
+        yield (
+            "loss.alpha: estimate wants a policy that tells the classes apart: name a trained one in model.path and "
+            "what it was trained against in reference.path, or take alpha: data"
+        )

@@ -9,6 +9,7 @@ from rdro_jax.data import DataConfig, Examples, load_examples, load_tokenizer
 from rdro_jax.losses import RDRO
 from rdro_jax.models import load_model
 from rdro_jax.parallel import MeshConfig, make_mesh, rows_sharding
+from rdro_jax.train.dataset import HeldoutSet
 from rdro_jax.train.heldout import heldout_metrics
 from rdro_jax.train.policy import make_policy
 from rdro_jax.train.scoring import score_examples
@@ -37,8 +38,8 @@ def evaluate(
         folder: folder_logps(folder, examples, max_length=max_length, slots=slots) for folder in (model, reference)
     }
     loss = RDRO(alpha=examples.report.alpha if alpha is None else alpha)
-    lengths = examples.lengths - examples.prompt_lengths
-    return heldout_metrics(loss, logps[model], logps[reference], lengths, examples.desirable)
+    scored = HeldoutSet(examples, logps[reference], None, None).inputs(logps[model])
+    return heldout_metrics(loss, scored, prompts=examples.prompt_hashes)
 
 
 def folder_logps(folder: str | Path, examples: Examples, *, max_length: int, slots: int) -> np.ndarray:

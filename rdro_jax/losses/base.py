@@ -65,6 +65,11 @@ class LossBase:
         """Largest log-ratio of the population optimum, in nats; None where it has none."""
         return None
 
+    @property
+    def floor(self) -> float | None:
+        """Least value the population objective can have, in nats; None where it is not known."""
+        return None
+
     def resolve(self: This, desirable_share: float) -> This:
         """Return the loss with what it takes from the training data filled in. Raises: ConfigError."""
         return self

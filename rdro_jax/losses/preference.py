@@ -76,15 +76,16 @@ def split_pairs(x: LossInputs) -> tuple[LossInputs, LossInputs]:
 class RatioLoss(PreferenceLoss):
     """A loss whose optimum is the relative density ratio, at most 1 / alpha."""
 
-    alpha: float | Literal["data"] = "data"
-    """Share of preferred examples among samples of the reference, in (0, 1); "data" takes the training share."""
+    alpha: float | Literal["data", "prompt", "estimate"] = "data"
+    """Share of preferred examples among samples of the reference, in (0, 1). "data" takes the training share, "prompt"
+    each prompt's own (RDRO only), "estimate" what held-out rows say before the first step."""
     sampling_alpha: float | None = None
     """Share of preferred examples among the rows drawn, in (0, 1); null is the training share in a run."""
 
     def __post_init__(self):
         super().__post_init__()
         wanted = "a number between 0 and 1, both excluded"
-        if self.alpha != "data":
+        if not isinstance(self.alpha, str):
             check("alpha", self.alpha, 0 < self.alpha < 1, f"{wanted}, or 'data' (at 1 nothing is learnt)")
         if self.sampling_alpha is not None:
             check("sampling_alpha", self.sampling_alpha, 0 < self.sampling_alpha < 1, f"{wanted}, or null")
@@ -92,7 +93,7 @@ class RatioLoss(PreferenceLoss):
     @property
     def log_bound(self) -> float | None:
         """log(1 / alpha), in nats; None while alpha is to be taken from the data."""
-        return None if self.alpha == "data" else -math.log(self.alpha)
+        return None if isinstance(self.alpha, str) else -math.log(self.alpha)
 
     def resolve(self: Ratio, desirable_share: float) -> Ratio:
         """Return the loss with what is left to the data replaced by the training share of preferred examples."""
@@ -104,7 +105,7 @@ class RatioLoss(PreferenceLoss):
 
     def known_alpha(self) -> float:
         """Return alpha, which the run has resolved from the data by now."""
-        assert self.alpha != "data", "alpha is resolved from the data before the step is built"
+        assert not isinstance(self.alpha, str), "alpha is resolved from the data before the step is built"
         return self.alpha
 
 

@@ -1,5 +1,6 @@
 """Relative density ratio optimisation (Takahashi et al. 2026, arXiv:2604.04410)."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.diagnostics import loss_floor
 from rdro_jax.losses.numerics import Scalar, lin_exp
 from rdro_jax.losses.preference import RatioLoss, check, sampling_weights
 
@@ -124,7 +126,7 @@ class RDRO(RatioLoss):
     estimator: Estimator = "per_example"
     """How a batch estimates the objective; per_example alone is unbiased, batch_mean is inconsistent."""
     prompt_alpha: PromptAlphaForm | None = None
-    """How each prompt's own alpha enters; null: all prompts share `alpha`."""
+    """How each prompt's own alpha enters; null: all prompts share `alpha`, or offset where `alpha` is prompt."""
     label_noise: float = 0.0
     """Probability that a label is the wrong one; below both alpha and 1 - alpha, which are then as labelled."""
 
@@ -137,15 +139,22 @@ class RDRO(RatioLoss):
             check("exponent", self.exponent, self.exponent is None, f"null: generator {self.generator} has none")
         if self.label_noise:
             self._check_noise()
-        if self.prompt_alpha is not None:
+        if self.needs_prompt_alpha:
             self._check_rows_as_drawn("prompt_alpha", self.prompt_alpha)
 
+    def resolve(self, desirable_share: float) -> "RDRO":
+        """Return the loss with the training share of preferred examples filled in, `prompt` spelt out."""
+        if self.alpha == "prompt":
+            form = self.prompt_alpha or "offset"
+            return dataclasses.replace(self, alpha="data", prompt_alpha=form).resolve(desirable_share)
+        return super().resolve(desirable_share)
+
     def _check_noise(self):
-        rate = 0.5 if self.alpha == "data" else min(self.alpha, 1 - self.alpha)
+        rate = 0.5 if isinstance(self.alpha, str) else min(self.alpha, 1 - self.alpha)
         wanted = f"a number from 0 to below {rate:.4g}, the smaller class as labelled"
         check("label_noise", self.label_noise, 0 <= self.label_noise < rate, wanted)
         check("estimator", self.estimator, self.estimator == "per_example", "per_example beside loss.label_noise")
-        check("prompt_alpha", self.prompt_alpha, self.prompt_alpha is None, "null beside loss.label_noise")
+        check("prompt_alpha", self.prompt_alpha, not self.needs_prompt_alpha, "null beside loss.label_noise")
         self._check_rows_as_drawn("label_noise", self.label_noise)
 
     def _check_rows_as_drawn(self, key, got):
@@ -155,14 +164,22 @@ class RDRO(RatioLoss):
     @property
     def needs_prompt_alpha(self) -> bool:
         """Whether each example comes with its prompt's alpha."""
-        return self.prompt_alpha is not None
+        return self.prompt_alpha is not None or self.alpha == "prompt"
 
     @property
     def log_bound(self) -> float | None:
         """log(1 / alpha) of the clean alpha, in nats; None while alpha is to be taken from the data."""
-        if self.alpha == "data":
+        if isinstance(self.alpha, str):
             return None
         return -math.log((self.alpha - self.label_noise) / (1 - 2 * self.label_noise))
+
+    @property
+    def floor(self) -> float | None:
+        """What the logistic objective comes down to where p+ and p- do not overlap, in nats; None for other forms."""
+        plain = self.generator == "logistic" and self.estimator != "batch_mean" and not self.label_noise
+        if not plain or self.log_bound is None or self.needs_prompt_alpha or self.sft_weight:
+            return None
+        return loss_floor(math.exp(-self.log_bound))
 
     def statistics(self, x: LossInputs, mismatched: LossInputs | None, running: Any) -> tuple[Any, Any]:
         """Return the share of preferred examples by weight, for the estimator that divides by it."""

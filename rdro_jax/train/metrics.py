@@ -1,6 +1,7 @@
 """Sums on device, means on the host, one JSON line per logging window."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,43 +10,74 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rdro_jax.batch import Batch
 from rdro_jax.losses import LossBase, LossInputs
+from rdro_jax.losses.diagnostics import class_quantiles
 
 CLASSES = ("chosen", "rejected")
 """The names TRL gives to the metrics of desirable and undesirable examples."""
+TOTALS = ("loss", "weight", "examples", "tokens", "completion_tokens", "places", "grad_norm")
+"""Metrics of a step that are no statistic of its loss; those with a slash in their names are neither."""
 
 
-def example_sums(x: LossInputs, loss: LossBase) -> dict[str, Float[Array, ""]]:
-    """Sums over examples that become the logged means: counts, log-probs, and log-ratios where the loss has them."""
+QUANTILES = {"p5": 0.05, "p95": 0.95}
+LARGEST_LOG_RATIO = 40.0
+"""Nats. A ratio beyond exp(40) says no more than one at it, and its square would overflow float32."""
+
+
+def batch_metrics(x: LossInputs, batch: Batch, loss: LossBase) -> dict[str, Float[Array, ""]]:
+    """What is told of a global batch beside its loss: sums over its examples, and quantiles of each class.
+
+    Sums: examples, tokens, places for tokens, completion tokens; by class counts, completion tokens and log-probs; of a
+    loss with a reference log-ratios, ratios and their squares by class, and the examples whose ratio exceeds the loss'
+    bound. A quantile (of the log-ratio, in nats) is 0 where `counts/*` is.
+    """
     present = x.weight > 0
     log_ratio = x.policy_logps - x.reference_logps
-    sums = {"examples": present, "completion_tokens": x.lengths * present}
+    ratio = jnp.exp(jnp.minimum(log_ratio, LARGEST_LOG_RATIO))
+    sums = {"examples": present, "tokens": batch.segment_ids > 0, "completion_tokens": x.lengths * present}
     for name, member in zip(CLASSES, (present & x.desirable, present & ~x.desirable), strict=True):
-        sums[f"counts/{name}"] = member
-        sums[f"logps/{name}"] = jnp.where(member, x.policy_logps, 0.0)
+        told = {"counts": 1.0, "lengths": x.lengths, "logps": x.policy_logps}
         if loss.needs_reference:
-            sums[f"rewards/{name}"] = jnp.where(member, log_ratio, 0.0)
+            told |= {"rewards": log_ratio, "ratio": ratio, "ratio_squared": ratio**2}
+        sums |= {f"{kind}/{name}": jnp.where(member, values, 0.0) for kind, values in told.items()}
     if loss.log_bound is not None:
         sums["ratio/over_bound"] = present & (log_ratio > loss.log_bound)
-    return {name: jnp.sum(value, dtype=jnp.float32) for name, value in sums.items()}
+    metrics = {name: jnp.sum(value, dtype=jnp.float32) for name, value in sums.items()}
+    metrics["places"] = jnp.float32(batch.segment_ids.size)
+    return metrics | (_quantiles(x, log_ratio) if loss.needs_reference else {})
+
+
+def _quantiles(x: LossInputs, log_ratio: Float[Array, "examples"]) -> dict[str, Float[Array, ""]]:
+    by_class = class_quantiles(log_ratio, x.desirable, x.weight, tuple(QUANTILES.values()))
+    return {
+        f"rewards/{name}_{key}": jnp.nan_to_num(value)
+        for name, values in zip(CLASSES, by_class, strict=True)
+        for key, value in zip(QUANTILES, values, strict=True)
+    }
 
 
 class Window:
-    """Sums of the steps since the last logged line."""
+    """Metrics of the steps since the last logged line."""
 
-    def __init__(self):
+    def __init__(self, loss: LossBase):
+        self._loss = loss
         self._sums: Counter[str] = Counter()
+        self._present: Counter[str] = Counter()
         self._steps = 0
 
-    def add(self, sums: dict[str, float]) -> None:
-        """Add the sums of one step."""
-        self._sums.update(sums)
+    def add(self, metrics: dict[str, float]) -> None:
+        """Add the metrics of one step."""
+        self._sums.update(metrics)
+        self._present.update(name for name in CLASSES if metrics[f"counts/{name}"])
         self._steps += 1
 
     def means(self) -> dict[str, float | None]:
         """Means over the window; None (null in JSON) where no example of a class was in it.
 
-        Units: `loss`, `logps/*` and `rewards/*` in nats, the latter two per example.
+        Units: `loss`, `logps/*`, `rewards/*` (log-ratios) in nats, `lengths/*` in tokens, all per example. Quantiles,
+        `grad_norm` and the loss's statistics are means over steps. `ratio/normalisation` is alpha E+[r] + (1 - alpha)
+        E-[r], `ratio/effective_share` the effective sample size over the sample size (`losses.diagnostics`).
         """
         sums = self._sums
         line: dict[str, float | None] = {
@@ -53,17 +85,34 @@ class Window:
             "grad_norm": sums["grad_norm"] / self._steps,
         }
         for name in CLASSES:
-            count = sums[f"counts/{name}"]
-            line[f"counts/{name}"] = count
-            for kind in ("rewards", "logps"):
-                if f"{kind}/{name}" in sums:
-                    line[f"{kind}/{name}"] = sums[f"{kind}/{name}"] / count if count else None
-        chosen, rejected = line.get("rewards/chosen"), line.get("rewards/rejected")
-        if chosen is not None and rejected is not None:
-            line["rewards/margins"] = chosen - rejected
-        if "ratio/over_bound" in sums:
-            line["ratio/over_bound"] = sums["ratio/over_bound"] / sums["examples"]
-        return line
+            line |= self._of_class(name)
+        if self._loss.needs_reference:
+            line |= self._of_ratios(line)
+        return line | {name: sums[name] / self._steps for name in sums if name not in TOTALS and "/" not in name}
+
+    def _of_class(self, name: str) -> dict[str, float | None]:
+        sums, count, steps = self._sums, self._sums[f"counts/{name}"], self._present[name]
+        kinds = [kind for kind in ("rewards", "logps", "lengths") if f"{kind}/{name}" in sums]
+        quantiles = [f"rewards/{name}_{key}" for key in QUANTILES if f"rewards/{name}_{key}" in sums]
+        return (
+            {f"counts/{name}": count}
+            | {f"{kind}/{name}": sums[f"{kind}/{name}"] / count if count else None for kind in kinds}
+            | {key: sums[key] / steps if steps else None for key in quantiles}
+        )
+
+    def _of_ratios(self, line: dict[str, float | None]) -> dict[str, float | None]:
+        sums = self._sums
+        chosen, rejected = (line[f"rewards/{name}"] for name in CLASSES)
+        margin = None if chosen is None or rejected is None else chosen - rejected
+        told: dict[str, float | None] = {"rewards/margins": margin}
+        total, squared = (sum(sums[f"{kind}/{name}"] for name in CLASSES) for kind in ("ratio", "ratio_squared"))
+        told["ratio/effective_share"] = total**2 / (sums["examples"] * squared)
+        if self._loss.log_bound is not None:
+            told["ratio/over_bound"] = sums["ratio/over_bound"] / sums["examples"]
+            alpha = math.exp(-self._loss.log_bound)
+            preferred, other = (sums[f"ratio/{name}"] / (sums[f"counts/{name}"] or math.nan) for name in CLASSES)
+            told["ratio/normalisation"] = None if margin is None else alpha * preferred + (1 - alpha) * other
+        return told
 
     def rates(self, seconds: float) -> dict[str, float]:
         """Tokens per second and padding share of the window."""

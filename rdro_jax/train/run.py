@@ -51,8 +51,13 @@ def open_run(config: Config) -> RunFolder:
 def read_data(config: Config, run: RunFolder) -> tuple[Examples, Examples | None]:
     """Training and held-out examples, tokenised; what became of their rows goes into data_report.json."""
     tokenizer = load_tokenizer(config.model.path)
+    paired = config.loss.paired
     read = functools.partial(
-        load_examples, tokenizer=tokenizer, config=config.data, require_label=config.loss.needs_reference
+        load_examples,
+        tokenizer=tokenizer,
+        config=config.data,
+        require_label=config.loss.needs_reference or paired,
+        layout="paired" if paired else "unpaired",
     )
     training = read(config.data.train)
     heldout = read(config.data.eval) if config.data.eval else None

@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from rdro_jax.batch import Batch
 from rdro_jax.losses import LossFunction, LossInputs, completion_lengths
-from rdro_jax.train.metrics import example_sums
+from rdro_jax.train.metrics import batch_metrics
 from rdro_jax.train.state import TrainState
 
 Forward = Callable[[Any, Batch], Float[Array, "rows slots"]]
 """(params, batch) -> summed completion log-probabilities in nats, float32."""
 Metrics = dict[str, Float[Array, ""]]
-"""Sums over the global batch, reduced to means on the host by `metrics.summarise`."""
+"""Sums over the global batch, and what is no sum; `metrics.Window` makes means of them on the host."""
 
 
 def make_train_step(
@@ -25,41 +25,87 @@ def make_train_step(
     """One optimizer step as a pure function (state, batch) -> (state, metrics).
 
     Micro-batches are walked by a scan; values times weights are summed, weights are summed, and one division by the
-    global weight ends it. Hence 1 x B = k x (B/k), and one device = many, for every loss whose values are per example.
+    global weight ends it. Statistics that couple examples are taken over the global batch first, without gradient.
+    Hence 1 x B = k x (B/k), and one device = many, for every loss whose statistics are global.
 
-    `metrics` holds sums: `loss` and `weight`, those of `train.metrics.example_sums`, and `grad_norm` (before clipping).
+    `metrics` holds sums: `loss` and `weight`, those of `train.metrics.batch_metrics`; and `grad_norm` (before
+    clipping) and the loss's own statistics.
     """
-
-    def objective(params, batch):
-        inputs = loss_inputs(forward(params, batch), batch)
-        values, weights = loss(inputs)
-        total = jnp.sum(values * weights)
-        places = {"tokens": jnp.sum(batch.segment_ids > 0), "places": batch.segment_ids.size}
-        sums = example_sums(inputs, loss) | {"loss": total, "weight": jnp.sum(weights)} | places
-        return total, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
-
-    def gradients(params, batch):
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, batch)
-        # float32 sums whatever the parameters' type: bfloat16 would lose the later micro-batches.
-        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
-
-    def summed_gradients(params, batch):
-        if num_microbatches == 1:
-            return gradients(params, batch)
-        parts = _split(batch, num_microbatches)
-        first = jax.tree.map(lambda x: x[0], parts)
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params, first))
-        add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(params, part)), None)  # noqa: E731
-        return jax.lax.scan(add, nothing, parts)[0]
+    gradients = _make_gradients(forward, loss, num_microbatches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, sums = summed_gradients(state.params, batch)
+        (grads, sums), running, (logps, shared) = gradients(state.params, batch, state.running)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), sums | {"grad_norm": optax.tree.norm(grads)}
+        metrics = sums | batch_metrics(loss_inputs(logps, batch), batch, loss) | dict(shared)
+        return TrainState(state.step + 1, params, opt_state, running), metrics | {"grad_norm": optax.tree.norm(grads)}
 
     return train_step
+
+
+def _make_gradients(forward: Forward, loss: LossFunction, num_microbatches: int):
+    """(params, batch, running) -> ((gradients, sums), running, (log-probs of the batch, statistics)), all undivided."""
+    own_statistics = num_microbatches == 1 or loss.statistics_scope == "microbatch"
+    other_logps, statistics = _make_statistics(forward, loss)
+
+    def objective(params, batch, shared, running):
+        logps = forward(params, batch)
+        if own_statistics:
+            shared, running = statistics(batch, logps, other_logps(params, batch), running)
+        values, weights = loss(loss_inputs(logps, batch)._replace(statistics=shared))
+        total = jnp.sum(values * weights)
+        return total, ({"loss": total, "weight": jnp.sum(weights)}, running, (logps, shared))
+
+    def gradients(params, batch, shared, running):
+        grads, (sums, running, told) = jax.grad(objective, has_aux=True)(params, batch, shared, running)
+        # float32 sums whatever the parameters' type: bfloat16 would lose the later micro-batches.
+        return jax.tree.map(lambda x: x.astype(jnp.float32), (grads, sums)), running, told
+
+    def shared_statistics(params, batch, parts, running):
+        """Of the global batch, by a forward pass of their own, which a loss without statistics is spared."""
+        others = None if batch.mismatched is None else batch.mismatched.reference_logps
+        if not jax.tree.leaves(jax.eval_shape(statistics, batch, batch.reference_logps, others, running)):
+            return (), running
+        score = lambda part: (forward(params, part), other_logps(params, part))  # noqa: E731
+        logps, others = _join(jax.lax.map(score, parts))
+        return statistics(batch, logps, others, running)
+
+    def summed(params, batch, running):
+        if num_microbatches == 1:
+            return gradients(params, batch, (), running)
+        parts = _split(batch, num_microbatches)
+        shared, running = ((), running) if own_statistics else shared_statistics(params, batch, parts, running)
+
+        def add(carry, part):
+            totals, running = carry
+            sums, running, told = gradients(params, part, shared, running)
+            return (jax.tree.map(jnp.add, totals, sums), running), told
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, first, shared, running)[0]
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (sums, running), (logps, told) = jax.lax.scan(add, (nothing, running), parts)
+        return sums, running, (_join(logps), jax.tree.map(lambda x: jnp.mean(x, axis=0), told))
+
+    return summed
+
+
+def _make_statistics(forward: Forward, loss: LossFunction):
+    """What couples examples: the log-probs of mismatched rows, and the loss' statistics; no gradient flows."""
+
+    def other_logps(params, batch):
+        if not loss.needs_mismatched:
+            return None
+        if batch.mismatched is None:
+            raise ValueError(f"batch.mismatched: got None; wanted the rows of mismatched examples '{loss.name}' reads")
+        return forward(jax.lax.stop_gradient(params), batch.mismatched)
+
+    def statistics(batch, logps, others, running):
+        mismatched = None if others is None else loss_inputs(others, batch.mismatched)
+        return loss.statistics(loss_inputs(jax.lax.stop_gradient(logps), batch), mismatched, running)
+
+    return other_logps, statistics
 
 
 def loss_inputs(policy_logps: Float[Array, "rows slots"], batch: Batch) -> LossInputs:
@@ -70,9 +116,15 @@ def loss_inputs(policy_logps: Float[Array, "rows slots"], batch: Batch) -> LossI
         lengths=completion_lengths(batch).reshape(-1),
         desirable=batch.desirable.reshape(-1),
         weight=batch.weight.reshape(-1),
+        prompt_alpha=None if batch.prompt_alpha is None else batch.prompt_alpha.reshape(-1),
     )
 
 
 def _split(batch: Batch, parts: int) -> Batch:
     """Leading axis [rows] -> [parts, rows / parts], each part taking its rows evenly from every device's block."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _join(parts: Any) -> Any:
+    """[parts, rows / parts, ...] -> [rows, ...]: the rows where `_split` found them."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)

@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 from tiny import CONFIG
 
 from rdro_jax.errors import ConfigError
+from rdro_jax.losses import SFT
 from rdro_jax.models import abstract_params
 from rdro_jax.optim import OptimizerConfig, make_optimizer
 from rdro_jax.parallel import MeshConfig, check_heads, check_rows, make_mesh, param_shardings, path_name
@@ -37,7 +38,7 @@ def test_every_parameter_and_moment_has_its_place():
     assert placed["embed_tokens"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
     assert placed["layers"]["self_attn"]["o_proj"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
     optimizer = make_optimizer(OptimizerConfig(), 10)
-    state = state_shardings(params, optimizer, mesh)
+    state = state_shardings(params, optimizer, SFT(), mesh)
     by_name = {path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
     for moment in ("mu", "nu"):
         matches = [spec for name, spec in by_name.items() if name.endswith(f"{moment}/layers/mlp/up_proj/kernel")]

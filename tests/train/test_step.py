@@ -36,7 +36,7 @@ def ragged():
 
 def step(loss, batch, num_microbatches=1):
     train_step = jax.jit(make_train_step(forward, loss, OPTIMIZER, num_microbatches=num_microbatches))
-    return train_step(init_state(params(), OPTIMIZER), batch)
+    return train_step(init_state(params(), OPTIMIZER, loss), batch)
 
 
 def assert_close(left, right, rtol):
@@ -82,12 +82,12 @@ def test_eight_devices_equal_one(mesh_shape):
     loss, batch = RDRO(alpha=0.39), ragged()
     one_state, one = step(loss, batch)
     mesh = make_mesh(MeshConfig(*mesh_shape))
-    shardings = state_shardings(abstract_params(CONFIG), OPTIMIZER, mesh)
+    shardings = state_shardings(abstract_params(CONFIG), OPTIMIZER, loss, mesh)
     constrained = lambda p, b: completion_logps(p, CONFIG, b, constrain=make_constrain(mesh))  # noqa: E731
     train_step = jax.jit(
         make_train_step(constrained, loss, OPTIMIZER), out_shardings=(shardings, None), donate_argnums=0
     )
-    state = jax.jit(lambda p: init_state(p, OPTIMIZER), out_shardings=shardings)(params())
+    state = jax.jit(lambda p: init_state(p, OPTIMIZER, loss), out_shardings=shardings)(params())
     many_state, many = train_step(state, jax.device_put(batch, rows_sharding(mesh)))
     np.testing.assert_allclose(many["loss"] / many["weight"], one["loss"] / one["weight"], rtol=1e-5)
     np.testing.assert_allclose(many["grad_norm"], one["grad_norm"], rtol=1e-5)

@@ -1,0 +1,48 @@
+"""`loss.alpha: estimate`: alpha from held-out rows, before the first step of a run, and the same after a resume."""
+
+import dataclasses
+import json
+from typing import Any
+
+from rdro_jax.config import Config
+from rdro_jax.errors import ConfigError
+from rdro_jax.losses import RDRO, Loss
+from rdro_jax.models import load_model
+from rdro_jax.train.console import say
+from rdro_jax.train.dataset import HeldoutSet, evaluate
+from rdro_jax.train.policy import Policy
+from rdro_jax.train.run import RunFolder, write_json
+
+ALPHA_FILE = "alpha.json"
+
+
+def resolve_loss(config: Config, run: RunFolder, policy: Policy, share: float, heldout: HeldoutSet | None) -> Loss:
+    """The loss with what it takes from the data filled in; `share` is the training share of desirable examples.
+
+    Raises: ConfigError where alpha is to be estimated and the held-out rows do not tell it.
+    """
+    loss = config.loss
+    if getattr(loss, "alpha", None) != "estimate":
+        return loss.resolve(share)
+    file = run.path / ALPHA_FILE
+    if not file.exists():
+        write_json(file, _estimate(config, policy, share, heldout))
+    found = json.loads(file.read_text())
+    say(
+        f"{file}: alpha {found['value']:.4f}, 95 % interval [{found['low']:.4f}, {found['high']:.4f}] by held-out "
+        f"rows; the training share is {share:.4f}"
+    )
+    return dataclasses.replace(loss, alpha=found["value"]).resolve(share)  # pyright: ignore[reportCallIssue]
+
+
+def _estimate(config: Config, policy: Policy, share: float, heldout: HeldoutSet | None) -> dict[str, Any]:
+    """alpha_hat of the starting policy with its interval. Raises: ConfigError where the interval leaves (0, 1)."""
+    params, _ = load_model(config.model.path, dtype=config.model.dtype, shardings=policy.param_shardings)
+    metrics = evaluate(config, policy, RDRO(alpha=share), params, (), heldout)
+    value, low, high = (metrics[f"eval_alpha_hat/{name}"] for name in ("value", "low", "high"))
+    if value is None or low is None or high is None or not (0 < low <= value <= high < 1):
+        raise ConfigError(
+            f"loss.alpha: estimate: got {value}, 95 % interval [{low}, {high}]; the held-out rows do not tell alpha "
+            "with this policy; give a number, or alpha: data"
+        )
+    return {"value": value, "low": low, "high": high}
