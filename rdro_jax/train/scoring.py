@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jaxtyping import Float32
+from rich.console import Console
 from rich.progress import track
 
 from rdro_jax.batch import Batch
@@ -34,7 +35,8 @@ def score_examples(
     logps = np.full(len(examples.lengths), np.nan, np.float32) if known is None else known.copy()
     loader = make_loader(examples, global_batch_size=rows, max_length=max_length, slots=slots, batching="sequential")
     wanted = [step for step in range(loader.num_batches) if _unknown(loader.plans[0][step], logps)]
-    for step in track(wanted, title, disable=not wanted, transient=True):
+    console = Console(stderr=True)  # stdout belongs to results: `rdro eval ... > figures.json`
+    for step in track(wanted, title, disable=not console.is_terminal, console=console, transient=True):
         batch, members = loader[step]
         scored = np.asarray(score(global_arrays(batch, sharding)))
         logps[members[members >= 0]] = scored[members >= 0]
