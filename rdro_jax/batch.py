@@ -10,6 +10,21 @@ class Batch(NamedTuple):
 
     Position `t` of a row predicts `tokens[t + 1]`, hence `loss_mask[t]` speaks of the *target*: it is True where
     `tokens[t + 1]` is a completion token of the same segment. The last position of a row predicts nothing.
+
+    One row of two examples (prompts 5 6 and 3, completions 7 8 and 4) and one place of padding:
+
+    >>> import jax.numpy as jnp
+    >>> batch = Batch(
+    ...     tokens=jnp.array([[5, 6, 7, 8, 3, 4, 0]]),
+    ...     positions=jnp.array([[0, 1, 2, 3, 0, 1, 0]]),
+    ...     segment_ids=jnp.array([[1, 1, 1, 1, 2, 2, 0]]),
+    ...     loss_mask=jnp.array([[0, 1, 1, 0, 1, 0, 0]], bool),
+    ...     desirable=jnp.array([[True, False]]),
+    ...     weight=jnp.ones((1, 2)),
+    ...     reference_logps=jnp.array([[-7.1, -3.4]]),
+    ... )
+    >>> batch.tokens.shape, batch.weight.shape  # [rows, seq], [rows, slots]
+    ((1, 7), (1, 2))
     """
 
     tokens: Int[Array, "rows seq"]

@@ -40,6 +40,14 @@ def generate(
 
     Raises:
         ConfigError: a prompt is empty or holds an unknown token, or the sampling options contradict each other.
+
+    >>> import jax, rdro_jax as rj
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = rj.ModelConfig("llama", vocab_size=32, **shape)
+    >>> params = rj.init_params(config, jax.random.key(0))
+    >>> tokens = rj.generate(params, config, [[5, 6], [7]], max_new_tokens=3)
+    >>> [len(new) for new in tokens]
+    [3, 3]
     """
     if not prompts:
         return []

@@ -9,7 +9,21 @@ This = TypeVar("This", bound="LossBase")
 
 
 class LossInputs(NamedTuple):
-    """Examples flattened out of their packed rows; filler has weight 0. A pair is two adjacent examples."""
+    """Examples flattened out of their packed rows; filler has weight 0. A pair is two adjacent examples.
+
+    >>> import jax.numpy as jnp
+    >>> from rdro_jax.losses import RDRO
+    >>> x = LossInputs(
+    ...     policy_logps=jnp.array([-12.0, -9.5, 0.0]),  # the third is an empty slot
+    ...     reference_logps=jnp.array([-12.5, -9.0, 0.0]),
+    ...     lengths=jnp.array([6, 4, 0]),
+    ...     desirable=jnp.array([True, False, False]),
+    ...     weight=jnp.array([1.0, 1.0, 0.0]),
+    ... )
+    >>> values, weights = RDRO(alpha=0.4)(x)
+    >>> f"{jnp.sum(values * weights) / jnp.sum(weights):.3f} nats"
+    '1.317 nats'
+    """
 
     policy_logps: Float[Array, "examples"]
     """Completion log-probability under the policy, in nats, summed over the completion's tokens."""

@@ -32,6 +32,11 @@ def bco(
 
     Source: Jung et al. 2024, arXiv:2404.04656. Differs from it in the shift, a running mean over all examples as in
     TRL, where the paper averages the two classes' means.
+
+    >>> import jax.numpy as jnp
+    >>> policy, reference = jnp.array([-10.2, -14.1]), jnp.array([-10.9, -13.6])  # nats, one for each completion
+    >>> [f"{value:.3f}" for value in bco(policy, reference, jnp.array([True, False]), delta=0.01)]
+    ['0.664', '0.664']
     """
     margin = beta * (policy_logps - reference_logps) - jax.lax.stop_gradient(delta)
     return jnp.where(desirable, jax.nn.softplus(-margin), undesirable_weight * jax.nn.softplus(margin))
@@ -45,6 +50,10 @@ def udm_weights(
     `desirable_probability` is a classifier's P(desirable | prompt) (underlying distribution matching).
 
     Source: Jung et al. 2024, arXiv:2404.04656.
+
+    >>> import jax.numpy as jnp
+    >>> [f"{weight:.2f}" for weight in udm_weights(jnp.array([0.1, 0.6, 0.99]))]
+    ['0.50', '1.50', '10.00']
     """
     odds = desirable_probability / jnp.maximum(1 - desirable_probability, 1e-6)
     return jnp.clip(odds, smallest, largest)

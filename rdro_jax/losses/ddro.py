@@ -35,6 +35,11 @@ def ddro(
 
     Source: Higuchi and Suzuki 2025, arXiv:2505.07558, for alpha = 1/2, times 1/2 for the mean over classes. Differs by
     any other alpha and by the tangent.
+
+    >>> import jax.numpy as jnp
+    >>> policy, reference = jnp.array([-10.2, -14.1]), jnp.array([-10.9, -13.6])  # nats, one for each completion
+    >>> [f"{value:.3f}" for value in ddro(policy, reference, jnp.array([True, False]), alpha=0.4)]
+    ['0.216', '0.278']
     """
     log_ratio = policy_logps - reference_logps
     log_share = log_ratio + math.log(alpha)  # log P(+ | x, y)

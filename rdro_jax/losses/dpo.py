@@ -43,6 +43,12 @@ def dpo(
     et al. 2023, arXiv:2310.12036; hinge: Zhao et al. 2023, arXiv:2305.10425; nca_pair: Chen et al. 2024,
     arXiv:2402.05369; sppo_hard: Wu et al. 2024, arXiv:2405.00675. Differs from Azar et al. in the means over tokens,
     as TRL takes them.
+
+    >>> import jax.numpy as jnp
+    >>> chosen, rejected = jnp.array([-10.2, -8.0]), jnp.array([-14.1, -9.5])  # nats, two pairs of completions
+    >>> reference_chosen, reference_rejected = jnp.array([-10.9, -8.0]), jnp.array([-13.6, -9.5])
+    >>> [f"{value:.3f}" for value in dpo(chosen, rejected, reference_chosen, reference_rejected, beta=0.1)]
+    ['0.635', '0.693']
     """
     chosen = chosen_logps - reference_chosen_logps
     rejected = rejected_logps - reference_rejected_logps

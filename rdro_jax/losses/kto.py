@@ -32,6 +32,11 @@ def kto(
     `kl` estimates KL(policy || reference), in nats: the mean of s over prompts with other prompts' completions.
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, equation 8.
+
+    >>> import jax.numpy as jnp
+    >>> policy, reference = jnp.array([-10.2, -14.1]), jnp.array([-10.9, -13.6])  # nats, one for each completion
+    >>> [f"{value:.3f}" for value in kto(policy, reference, jnp.array([True, False]), kl=0.2)]
+    ['0.488', '0.483']
     """
     baseline = jax.lax.stop_gradient(jnp.maximum(kl, 0.0))
     margin = beta * (policy_logps - reference_logps - baseline)
@@ -49,6 +54,11 @@ def apo_zero_unpaired(
     """APO-zero loss of every example, without unit: KTO anchored at kl = 0; the batch loss is the mean.
 
     Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, whose pairs are taken apart.
+
+    >>> import jax.numpy as jnp
+    >>> policy, reference = jnp.array([-10.2, -14.1]), jnp.array([-10.9, -13.6])  # nats, one for each completion
+    >>> [f"{value:.3f}" for value in apo_zero_unpaired(policy, reference, jnp.array([True, False]))]
+    ['0.483', '0.488']
     """
     return kto(policy_logps, reference_logps, desirable, 0.0, beta=beta)
 

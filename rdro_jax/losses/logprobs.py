@@ -22,6 +22,21 @@ def completion_logps_from_hidden(
     """Log-probability of every completion of packed rows, in nats, float32; 0 for an empty slot.
 
     `hidden[r, t]` predicts `batch.tokens[r, t + 1]`; the targets scored are those where `batch.loss_mask` is True.
+
+    >>> import jax.numpy as jnp, rdro_jax as rj
+    >>> ones = jnp.ones((1, 4), int)
+    >>> batch = rj.Batch(
+    ...     tokens=jnp.array([[5, 6, 7, 8]]),
+    ...     positions=jnp.arange(4)[None],
+    ...     segment_ids=ones,
+    ...     loss_mask=jnp.array([[False, True, True, False]]),  # tokens 7 and 8 are the completion
+    ...     desirable=jnp.array([[True]]),
+    ...     weight=jnp.ones((1, 1)),
+    ...     reference_logps=jnp.zeros((1, 1)),
+    ... )
+    >>> hidden, head = jnp.zeros((1, 4, 8)), jnp.zeros((10, 8))  # every token as likely as any other
+    >>> print(completion_logps_from_hidden(hidden, head, batch).round(3))  # 2 log(1 / 10) nats
+    [[-4.605]]
     """
     rows, seq, d_model = hidden.shape
     targets = jnp.roll(batch.tokens, -1, axis=1)
@@ -30,7 +45,21 @@ def completion_logps_from_hidden(
 
 
 def completion_lengths(batch: Batch) -> Int[Array, "rows slots"]:
-    """Scored completion tokens of every slot."""
+    """Scored completion tokens of every slot.
+
+    >>> import jax.numpy as jnp, rdro_jax as rj
+    >>> batch = rj.Batch(
+    ...     tokens=jnp.array([[5, 6, 7, 8, 3, 4]]),
+    ...     positions=jnp.array([[0, 1, 2, 3, 0, 1]]),
+    ...     segment_ids=jnp.array([[1, 1, 1, 1, 2, 2]]),
+    ...     loss_mask=jnp.array([[0, 1, 1, 0, 1, 0]], bool),
+    ...     desirable=jnp.array([[True, False]]),
+    ...     weight=jnp.ones((1, 2)),
+    ...     reference_logps=jnp.zeros((1, 2)),
+    ... )
+    >>> completion_lengths(batch).tolist()
+    [[2, 1]]
+    """
     return sum_by_slot(jnp.ones(batch.tokens.shape, jnp.float32), batch).astype(jnp.int32)
 
 
@@ -49,7 +78,13 @@ def token_logps(
     *,
     max_block: int = MAX_BLOCK,
 ) -> Float[Array, "tokens"]:
-    """log softmax(hidden @ head.T)[target] of every token, in nats, float32 whatever the operands' dtype."""
+    """log softmax(hidden @ head.T)[target] of every token, in nats, float32 whatever the operands' dtype.
+
+    >>> import jax.numpy as jnp
+    >>> hidden, head = jnp.zeros((2, 4)), jnp.ones((10, 4))  # [tokens, d_model], [vocab, d_model]
+    >>> [f"{value:.3f}" for value in token_logps(hidden, head, jnp.array([3, 9]))]  # -log 10 nats
+    ['-2.303', '-2.303']
+    """
     vocab = head.shape[0]
     blocks = _block_count(vocab, max_block)
     size = -(-vocab // blocks)

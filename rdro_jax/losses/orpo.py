@@ -30,6 +30,12 @@ def orpo(
     ORPO's other term, the likelihood of the chosen, is `sft` of the chosen. `beta` is the paper's lambda.
 
     Source: Hong et al. 2024, arXiv:2403.07691, equations 4 to 7.
+
+    >>> import jax.numpy as jnp
+    >>> chosen, rejected = jnp.array([-10.2, -8.0]), jnp.array([-14.1, -9.5])  # nats, two pairs of completions
+    >>> tokens = jnp.array([6, 4])
+    >>> [f"{value:.3f}" for value in orpo(chosen, rejected, tokens, tokens)]
+    ['0.039', '0.050']
     """
     ratio = _log_odds(sft(chosen_logps, chosen_lengths)) - _log_odds(sft(rejected_logps, rejected_lengths))
     return beta * jax.nn.softplus(-ratio)

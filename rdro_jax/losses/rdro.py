@@ -59,6 +59,11 @@ def rdro(
     Source: Takahashi et al. 2026, arXiv:2604.04410 (logistic generator, class terms); label noise: Natarajan et al.
     2013. Differs from the paper in the default estimator, whose expectation is the paper's objective, and in offering
     other Bregman generators.
+
+    >>> import jax.numpy as jnp
+    >>> policy, reference = jnp.array([-10.2, -14.1]), jnp.array([-10.9, -13.6])  # nats, one for each completion
+    >>> [f"{value:.3f}" for value in rdro(policy, reference, jnp.array([True, False]), alpha=0.4)]
+    ['2.111', '0.474']
     """
     if label_noise and estimator != "per_example":
         raise ValueError(f"label_noise: got {label_noise} with estimator {estimator!r}, wanted 'per_example'")

@@ -13,6 +13,11 @@ def sft(policy_logps: Float[Array, "examples"], lengths: Int[Array, "examples"])
     """Negative log-likelihood per completion token of every example, in nats per token; 0 for an empty example.
 
     Weighted by `lengths` the batch loss is the token-weighted mean over the global batch.
+
+    >>> import jax.numpy as jnp
+    >>> policy, tokens = jnp.array([-12.0, -9.5]), jnp.array([6, 4])
+    >>> [f"{value:.3f}" for value in sft(policy, tokens)]  # nats per token
+    ['2.000', '2.375']
     """
     return -policy_logps / jnp.maximum(lengths, 1)
 

@@ -25,6 +25,12 @@ def simpo(
     With w and l the mean log-probs per token of chosen and rejected: -log sigmoid(beta (w - l) - gamma).
 
     Source: Meng et al. 2024, arXiv:2405.14734, equation 6.
+
+    >>> import jax.numpy as jnp
+    >>> chosen, rejected = jnp.array([-10.2, -8.0]), jnp.array([-14.1, -9.5])  # nats, two pairs of completions
+    >>> tokens = jnp.array([6, 4])
+    >>> [f"{value:.3f}" for value in simpo(chosen, rejected, tokens, tokens)]
+    ['0.371', '0.576']
     """
     margin = sft(rejected_logps, rejected_lengths) - sft(chosen_logps, chosen_lengths)
     return jax.nn.softplus(gamma - beta * margin)

@@ -24,7 +24,15 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder and how it computes. Names of sizes are those of the design; `hf.py` reads Hugging Face's."""
+    """Shape of a decoder and how it computes. Names of sizes are those of the design; `hf.py` reads Hugging Face's.
+
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = ModelConfig("qwen2", vocab_size=32, qkv_bias=True, **shape)
+    >>> config.rope.theta, config.compute_dtype
+    (10000.0, 'float32')
+    >>> {config: "hashable"}[ModelConfig("qwen2", vocab_size=32, qkv_bias=True, **shape)]
+    'hashable'
+    """
 
     model_type: str
     """Hugging Face's name of the family: a key of `FAMILIES`."""

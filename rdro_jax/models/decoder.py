@@ -50,7 +50,15 @@ class DecoderBlock(nn.Module):
 
 
 def init_params(config: ModelConfig, key: Array, dtype: str = "float32") -> Params:
-    """Random parameters: matrices normal with deviation 0.02, scales 1, biases 0."""
+    """Random parameters: matrices normal with deviation 0.02, scales 1, biases 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = ModelConfig("llama", vocab_size=32, **shape)
+    >>> params = init_params(config, jax.random.key(0))
+    >>> params["layers"]["mlp"]["up_proj"]["kernel"].shape  # [layers, d_model, d_ff]
+    (1, 8, 16)
+    """
     embed_key, head_key, layers_key = jax.random.split(key, 3)
     table_shape = (config.vocab_size, config.d_model)
     params = {
@@ -93,6 +101,13 @@ def forward(
 
     Tokens see earlier tokens of their own segment only. `positions` count from 0 in each row by default (packed rows
     restart them in every segment); `segment_ids` are one segment per row by default.
+
+    >>> import jax, jax.numpy as jnp
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = ModelConfig("llama", vocab_size=32, **shape)
+    >>> params = init_params(config, jax.random.key(0))
+    >>> forward(params, config, jnp.array([[5, 6, 7]])).shape  # [rows, seq, d_model]
+    (1, 3, 8)
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
     segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
@@ -151,7 +166,16 @@ def output_embedding(params: Params, config: ModelConfig) -> Float[Array, "vocab
 
 
 def logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch d_model"]) -> Float[Array, "*batch vocab"]:
-    """Scores of every vocabulary word, float32. For training use the chunked log-probs: this array is large."""
+    """Scores of every vocabulary word, float32. For training use the chunked log-probs: this array is large.
+
+    >>> import jax, jax.numpy as jnp
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = ModelConfig("llama", vocab_size=32, **shape)
+    >>> params = init_params(config, jax.random.key(0))
+    >>> hidden = forward(params, config, jnp.array([[5, 6, 7]]))
+    >>> logits(params, config, hidden).shape  # [rows, seq, vocab]
+    (1, 3, 32)
+    """
     table = output_embedding(params, config).astype(config.compute_dtype)
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 

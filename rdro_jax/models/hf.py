@@ -44,6 +44,17 @@ def load_model(
 
     Raises:
         WeightError: a file is missing or damaged, or a tensor is missing, unknown, duplicate, mis-shaped or not finite.
+
+    >>> import jax, tempfile
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = ModelConfig("llama", vocab_size=32, **shape)
+    >>> from rdro_jax.models import init_params
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> save_model(init_params(config, jax.random.key(0)), config, folder.name)
+    >>> params, config = load_model(folder.name, dtype="bfloat16")
+    >>> params["embed_tokens"]["embedding"].shape, params["embed_tokens"]["embedding"].dtype.name  # [vocab, d_model]
+    ((32, 8), 'bfloat16')
+    >>> folder.cleanup()
     """
     folder = Path(directory)
     config = load_config(folder)
@@ -194,6 +205,16 @@ def save_model(params: Params, config: ModelConfig, directory: str | Path, *, ba
     Raises:
         WeightError: `params` do not have the shapes of `config`, or `base` is another architecture.
         StorageError: the folder cannot be written.
+
+    >>> import jax, tempfile
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> config = ModelConfig("llama", vocab_size=32, **shape)
+    >>> from rdro_jax.models import init_params
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> save_model(init_params(config, jax.random.key(0)), config, folder.name)
+    >>> sorted(file.name for file in Path(folder.name).iterdir())
+    ['config.json', 'model.safetensors']
+    >>> folder.cleanup()
     """
     leaves = flatten(params)
     _check_leaves(leaves, config)

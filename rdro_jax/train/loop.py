@@ -42,6 +42,27 @@ def train(config: Config) -> RunResult:
     The same config gives the same parameters, bit for bit, whether or not the run was stopped on the way.
 
     Raises: `RdroError` of the kind that names the fault; `rdro_jax.errors` has the exit codes.
+
+    A run of one step on a random model of three words; a real one differs in its files only:
+
+    >>> import json, tempfile, jax, rdro_jax as rj
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> home = tempfile.TemporaryDirectory()
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> model = rj.ModelConfig("llama", vocab_size=8, **shape)
+    >>> rj.save_model(rj.init_params(model, jax.random.key(0)), model, f"{home.name}/base")
+    >>> words = Tokenizer(models.WordLevel({"?": 0, "tea": 1, "mud": 2}, unk_token="?"))
+    >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    >>> _ = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(f"{home.name}/base")
+    >>> rows = [{"prompt": "? ", "completion": word, "label": word == "tea"} for word in ("tea", "mud")]
+    >>> _ = Path(home.name, "rows.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+    >>> _ = Path(home.name, "run.yaml").write_text("{loss: {name: rdro}, data: {max_length: 8}}")
+    >>> paths = [f"model.path={home.name}/base", f"data.train={home.name}/rows.jsonl", f"output_dir={home.name}/run"]
+    >>> result = rj.train(rj.load_config(f"{home.name}/run.yaml", [*paths, "max_steps=1"]))
+    >>> result.run_dir.name, f"{result.metrics['loss']:.3f} nats"  # before a change of weights 2 log 2
+    ('run', '1.386 nats')
+    >>> home.cleanup()
     """
     check_inputs(config)
     run = open_run(config)
