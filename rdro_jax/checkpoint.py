@@ -4,6 +4,7 @@ Parameters and optimizer state are separate items, so that the parameters can be
 (data position, config) travels as the checkpoint's own metadata.
 """
 
+import logging
 import re
 import shutil
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class CheckpointWriter:
         self._run_dir = run_dir
         self._keep = config.save_total_limit
         self._pending: ocp.AsyncResponse | None = None
+        logging.getLogger("absl").addFilter(_is_news)
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start writing `checkpoint-{step}`; waits for the previous one first."""
@@ -48,10 +50,21 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         try:
             pending.result()
-        except OSError as error:
-            raise StorageError(f"{self._run_dir}: checkpoint not saved: {error}; free space and start again") from error
+        except Exception as error:
+            # tensorstore reports a full disk as a ValueError, in several lines.
+            if not isinstance(error, OSError) and "os_error_code" not in str(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise StorageError(
+                f"{self._run_dir}: checkpoint not saved ({reason}); free space and start again"
+            ) from error
         for step in list_steps(self._run_dir)[: -self._keep]:
             shutil.rmtree(checkpoint_path(self._run_dir, step))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that orbax' threads log of a failed save: `wait` raises the failure in one line."""
+    return "_SignalingThread.run() raised an exception" not in record.getMessage()
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from rdro_jax.errors import StorageError, WeightError
@@ -227,10 +228,9 @@ def save_model(params: Params, config: ModelConfig, directory: str | Path, *, ba
             _write_weights(leaves, config, Path(temporary))
             _write_rest(config, leaves, Path(temporary), None if base is None else Path(base))
             _move(Path(temporary), target)
-    except OSError as error:
-        raise StorageError(
-            f"{target}: cannot save the model: {error.strerror or error}; free space or choose another folder"
-        ) from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"{target}: cannot save the model: {reason}; free space or choose another folder") from None
 
 
 def _check_leaves(leaves: dict[str, Any], config: ModelConfig) -> None:

@@ -48,7 +48,10 @@ def save_logps(store: Path, fingerprint: str, examples: Examples, logps: Float32
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{xxhash.xxh3_64_hexdigest(examples.hashes.tobytes())}.safetensors"
     unfinished = part.with_suffix(".tmp")
-    save_file({"hashes": examples.hashes, "logps": logps}, unfinished)
+    try:
+        save_file({"hashes": examples.hashes, "logps": logps}, unfinished)
+    except SafetensorError as error:
+        raise StorageError(f"{unfinished}: cannot be written ({error}); free space or set reference.store") from None
     unfinished.replace(part)
 
 
