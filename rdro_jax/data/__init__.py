@@ -8,6 +8,7 @@ from rdro_jax.data.mismatched import Mismatched
 from rdro_jax.data.pack import pack_batch, pack_row, plan_rows
 from rdro_jax.data.prompts import prompt_rates
 from rdro_jax.data.report import ClassReport, DataReport, Layout
+from rdro_jax.data.vocabulary import check_words
 
 __all__ = [
     "ClassReport",
@@ -17,6 +18,7 @@ __all__ = [
     "Layout",
     "Loader",
     "Mismatched",
+    "check_words",
     "epoch_order",
     "load_examples",
     "load_tokenizer",

@@ -31,6 +31,7 @@ PINNED_DATE = (
 """Put before a template that asks for today's date, so that a row has the same tokens tomorrow. The day is the one
 Llama 3.2's template falls back to; `chat_template_kwargs: {date_string: ...}` wins where the template reads it."""
 
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TEMPLATE_FILES = ("tokenizer.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -69,6 +70,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     folder = Path(directory)
     if not folder.is_dir():
         raise WeightError(f"{folder}: no such folder; a model folder with tokenizer.json is wanted")
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        # transformers would make a tokenizer without words of its own accord.
+        raise WeightError(f"{folder}: no tokenizer.json; copy the model's tokenizer files")
     has_file = (folder / "tokenizer.json").is_file()
     # Clean-up takes spaces out of decoded text, which then no longer is what was encoded.
     options: dict[str, Any] = {"local_files_only": True, "clean_up_tokenization_spaces": False}

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from rdro_jax.data import DataConfig, Examples, load_examples, load_tokenizer
+from rdro_jax.data import DataConfig, Examples, check_words, load_examples, load_tokenizer
 from rdro_jax.losses import RDRO
-from rdro_jax.models import load_model
+from rdro_jax.models import load_config, load_model
 from rdro_jax.parallel import MeshConfig, make_mesh, rows_sharding
 from rdro_jax.train.dataset import HeldoutSet
 from rdro_jax.train.heldout import heldout_metrics
@@ -34,6 +34,7 @@ def evaluate(
     """
     config = DataConfig(train=str(data), max_length=max_length, slots=slots)
     examples = load_examples(str(data), load_tokenizer(str(model)), config)
+    check_words(examples.tokens, {str(folder): load_config(folder).vocab_size for folder in (model, reference)})
     logps = {
         folder: folder_logps(folder, examples, max_length=max_length, slots=slots) for folder in (model, reference)
     }

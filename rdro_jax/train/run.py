@@ -12,8 +12,9 @@ import jax
 
 from rdro_jax.checkpoint import list_steps, load_meta
 from rdro_jax.config import Config
-from rdro_jax.data import Examples, load_examples, load_tokenizer
+from rdro_jax.data import Examples, check_words, load_examples, load_tokenizer
 from rdro_jax.errors import ConfigError, StorageError
+from rdro_jax.models import load_config as load_model_config
 
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = "config.yaml", "metrics.jsonl", "result.json"
 DATA_REPORT_FILE = "data_report.json"
@@ -61,6 +62,10 @@ def read_data(config: Config, run: RunFolder) -> tuple[Examples, Examples | None
     )
     training = read(config.data.train)
     heldout = read(config.data.eval) if config.data.eval else None
+    folders = [config.model.path, *([config.reference.path] if config.reference.path else [])]
+    vocabularies = {folder: load_model_config(folder).vocab_size for folder in folders}
+    for examples in filter(None, (training, heldout)):
+        check_words(examples.tokens, vocabularies)
     reports = {"train": training.report} | ({"eval": heldout.report} if heldout else {})
     write_json(run.path / DATA_REPORT_FILE, {name: dataclasses.asdict(report) for name, report in reports.items()})
     return training, heldout
