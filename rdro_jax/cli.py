@@ -1,6 +1,7 @@
 """The command line. Each command imports its room only when it runs: `rdro --help` must not wait for jax."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -10,10 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rdro_jax.errors import EXIT_DONE, EXIT_INTERNAL, ConfigError, RdroError, RecordError
+from rdro_jax.errors import EXIT_DONE, EXIT_INTERNAL, ConfigError, RdroError, RecordError, StorageError
 
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What a system says of a full, read-only, forbidden or failing disk: any write anywhere can meet it."""
 
 EXIT_CODES = """\
 exit codes: 0 done, 2 configuration or usage, 3 data, 4 model or checkpoint unusable, 5 storage full or unwritable,
@@ -36,12 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            file = f"{error.filename}: " if error.filename else ""
+            return _fail(
+                f"{file}{error.strerror}; free space, or choose a folder that can be written", StorageError.exit_code
+            )
         traceback.print_exc()
         return _fail(f"this {type(error).__name__} is a bug of rdro; please report the lines above", EXIT_INTERNAL)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"rdro: error: {message}", file=sys.stderr)
+    # Bad rows come as a list, the line that sums them up last.
+    *listed, summary = message.split("\n")
+    print(*listed, f"rdro: error: {summary}", sep="\n", file=sys.stderr)
     return code
 
 
@@ -155,8 +166,8 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, or the folder of a run")
     parser.add_argument("--reference", metavar="DIR", required=True, help="Hugging Face folder of the reference")
     parser.add_argument("--data", metavar="FILE", required=True, help="JSONL rows of prompt, completion, label")
-    parser.add_argument("--max-length", metavar="N", type=int, default=1024, help="tokens per row (default 1024)")
-    parser.add_argument("--alpha", metavar="A", type=float, help="share of desirable rows (default: that of the data)")
+    parser.add_argument("--max-length", metavar="N", type=_positive, default=1024, help="tokens per row (default 1024)")
+    parser.add_argument("--alpha", metavar="A", type=_share, help="share of desirable rows (default: that of the data)")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -183,11 +194,13 @@ def _add_generate(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder")
     prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", metavar="TEXT", action="append", help="a message of the user's; repeat for more")
+    prompts.add_argument(
+        "--prompt", metavar="TEXT", type=_text, action="append", help="a message of the user's; repeat for more"
+    )
     prompts.add_argument("--prompts", metavar="FILE", help="*.jsonl rows with a prompt field, or one prompt per line")
     parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=128, help="default %(default)s")
     parser.add_argument("--temperature", metavar="T", type=_temperature, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--seed", metavar="N", type=_seed, default=0, help="seed of the sampling")
 
 
 def _positive(text: str) -> int:
@@ -204,6 +217,28 @@ def _temperature(text: str) -> float:
     return number
 
 
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; wanted a number between 0 and 1, both excluded")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"got {text}; wanted a number from 0 to below 2**32")
+    return number
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # how Python keeps bytes of an argument that are not UTF-8
+        raise argparse.ArgumentTypeError(f"got {text!a}; wanted UTF-8") from None
+    return text
+
+
 def _generate(arguments: argparse.Namespace) -> None:
     prompts = arguments.prompt or list(read_prompts(arguments.prompts))
     import jax
@@ -212,12 +247,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     from rdro_jax.generate import generate
     from rdro_jax.models import load_model
 
-    params, config = load_model(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
+    tokens = _tokenise_prompts(prompts, tokenizer)
+    params, config = load_model(arguments.model)
     completions = generate(
         params,
         config,
-        _tokenise_prompts(prompts, tokenizer),
+        tokens,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         stop_ids=config.eos_token_ids,
@@ -232,19 +268,21 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def read_prompts(path: str) -> Iterator[Any]:
     """Prompts of a file: the prompt field of JSONL rows by the file's name, else its lines. Raises: RecordError."""
+    from rdro_jax.data.formats import prompt_of
     from rdro_jax.data.records import BadRow
     from rdro_jax.data.sources import parse_row, read_lines
 
     as_rows = path.removesuffix(".gz").endswith(".jsonl")
+    number = 0
     for number, line in read_lines(path):
         try:
-            yield parse_row(line)["prompt"] if as_rows else line.decode().strip()
+            yield prompt_of(parse_row(line) if as_rows else {"prompt": line.decode().strip()})
         except BadRow as fault:
-            raise RecordError(f"{path}:{number}: {fault.cause} {fault.got}") from fault
-        except KeyError as error:
-            raise RecordError(f"{path}:{number}: prompt: missing; wanted text or a list of messages") from error
+            raise RecordError(f"{path}:{number}: {fault.message}") from fault
         except UnicodeDecodeError as error:
             raise RecordError(f"{path}:{number}: not valid UTF-8 at byte {error.start + 1}") from error
+    if number == 0:
+        raise RecordError(f"{path}: holds no prompt, only blank lines")
 
 
 def _tokenise_prompts(prompts: list[Any], tokenizer: Any) -> list[list[int]]:
@@ -261,7 +299,7 @@ def _tokenise_prompts(prompts: list[Any], tokenizer: Any) -> list[list[int]]:
                 prompt = render_messages(messages, tokenizer, template, add_generation_prompt=True)
             texts.append(prompt)
         except BadRow as fault:
-            raise RecordError(f"prompt {number}: {fault.cause} {fault.got}") from fault
+            raise RecordError(f"prompt {number}: {fault.message}") from fault
     return [[*template.prefix, *tokens] for tokens in encode(texts, tokenizer)]
 
 

@@ -201,30 +201,6 @@ def test_print_config_trains_nothing_and_reads_back(run, room, config_file, tmp_
     assert load_config(tmp_path / "printed.yaml") == load_config(config_file)
 
 
-def test_unknown_key_is_refused_before_anything_slow(run, room, config_file):
-    calls = room("rdro_jax.train", "train")
-    code, out, err = run("train", config_file, "optimizer.learning_rte=1")
-    place = "command line: optimizer.learning_rte"
-    assert (code, out, err) == (2, "", f"rdro: error: {place}: unknown key; did you mean 'learning_rate'?\n")
-    assert calls == []
-
-
-MISSING = {
-    "no_config.yaml": (2, "no_config.yaml: cannot be read: No such file or directory"),
-    "data.train=no_rows": (3, "data.train: no file 'no_rows'"),
-    "model.path=no_model": (4, "model.path: no folder 'no_model'"),
-}
-
-
-@pytest.mark.parametrize("word", MISSING)
-def test_missing_files_leave_no_run_folder(run, config_file, tmp_path, word):
-    words = [config_file, word] if "=" in word else [word]
-    code, out, err = run("train", *words)
-    assert (code, out, err.count("\n")) == (MISSING[word][0], "", 1)
-    assert err.startswith(f"rdro: error: {MISSING[word][1]}")
-    assert not (tmp_path / "run").exists()
-
-
 def test_eval_prints_json(run, room):
     calls = room("rdro_jax.evaluate", "evaluate", {"auc": 0.75})
     code, out, _ = run("eval", "runs/a", "--reference", "base", "--data", "rows.jsonl")
@@ -255,26 +231,3 @@ def test_prompts_of_a_file(tmp_path):
     lines = tmp_path / "lines.txt"
     lines.write_text("  one\n\n{two}\r\n")
     assert list(cli.read_prompts(str(lines))) == ["one", "{two}"]
-
-
-@pytest.mark.parametrize(
-    ("name", "raw", "reason"),
-    [
-        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', "a.jsonl:2: row: broken JSON"),
-        ("a.jsonl", b'{"completion": "x"}\n', "a.jsonl:1: prompt: missing"),
-        ("a.txt", b"a\n\xff\n", "a.txt:2: not valid UTF-8"),
-        ("a.txt", b"", "a.txt: the file is empty"),
-    ],
-)
-def test_prompts_that_cannot_be_read(run, tmp_path, name, raw, reason):
-    path = tmp_path / name
-    path.write_bytes(raw)
-    code, out, err = run("generate", "nowhere", "--prompts", path)
-    assert (code, out, err.count("\n")) == (3, "", 1)
-    assert f"{reason}" in err
-
-
-def test_no_model_to_generate_with(run):
-    code, out, err = run("generate", "nowhere", "--prompt", "hello")
-    assert (code, out, err.count("\n")) == (4, "", 1)
-    assert "nowhere" in err

@@ -1,11 +1,15 @@
-"""A model and batches small enough for every test: shapes divide over eight devices."""
+"""A model, its folder and batches small enough for every test: shapes divide over eight devices."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rdro_jax.batch import Batch
-from rdro_jax.models import ModelConfig
+from rdro_jax.models import ModelConfig, init_params, save_model
 
 CONFIG = ModelConfig(
     "qwen2",
@@ -48,3 +52,39 @@ def make_batch(lengths, *, rows, seq=32, slots=4, seed=0, labels=None) -> Batch:
         batch.reference_logps[row, slot] = -4.2 * completion
         slot, at = slot + 1, stop
     return jax.tree.map(jnp.asarray, batch)
+
+
+WORDS = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", *"abcdefghijklmnopqrstuvwxyz", "good", "bad"]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% if m.role == 'assistant' %} <eos>{% else %} {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def make_rows(count, seed):
+    """Rows whose label is told by one word of the completion; 40 % are desirable."""
+    rng = np.random.default_rng(seed)
+    letters = lambda n: " ".join(rng.choice(WORDS[5:31], n))  # noqa: E731
+    labels = rng.random(count) < 0.4
+    return [
+        {
+            "prompt": letters(rng.integers(1, 4)),
+            "completion": f"{letters(rng.integers(1, 8))} {'good' if label else 'bad'}",
+            "label": bool(label),
+        }
+        for label in labels
+    ]
+
+
+def write_folder(folder):
+    """A Hugging Face folder of a random tiny model, and train.jsonl and eval.jsonl beside it."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    tokenizer.chat_template = TEMPLATE
+    save_model(init_params(CONFIG, jax.random.key(0)), CONFIG, folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name, count in (("train", 60), ("eval", 30)):
+        rows = make_rows(count, seed=count)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

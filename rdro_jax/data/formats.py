@@ -46,13 +46,21 @@ def unpaired_record(row: dict[str, object], line: int, *, require_label: bool = 
     Raises: BadRow naming the field.
     """
     return Record(
-        prompt=_prompt(_field(row, "prompt")),
+        prompt=prompt_of(row),
         completion=_completion(_field(row, "completion"), "completion"),
         desirable=_label(_field(row, "label")) if require_label or "label" in row else True,
         weight=_weight(row.get("weight", 1.0)),
         line=line,
         alpha=_alpha(row["alpha"]) if "alpha" in row else None,
     )
+
+
+def prompt_of(row: dict[str, object]) -> str | list[Message]:
+    """The prompt of a row: text, or turns that leave the next one to the assistant.
+
+    Raises: BadRow.
+    """
+    return _prompt(_field(row, "prompt"))
 
 
 def paired_records(row: dict[str, object], line: int) -> tuple[Record, Record]:

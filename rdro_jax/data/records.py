@@ -45,6 +45,11 @@ class BadRow(ValueError):
         """The key under which such rows are counted."""
         return f"{self.field}: {self.reason}"
 
+    @property
+    def message(self) -> str:
+        """The cause, and what was there."""
+        return f"{self.cause}, got {self.got}" if self.got else self.cause
+
 
 @dataclass
 class FaultLog:
@@ -58,8 +63,7 @@ class FaultLog:
         """Counts one bad row, and keeps its message while there are few."""
         self.causes[fault.cause] += 1
         if len(self.first) < LISTED_FAULTS:
-            got = f", got {fault.got}" if fault.got else ""
-            self.first.append(f"{self.path}:{line}: {fault.cause}{got}")
+            self.first.append(f"{self.path}:{line}: {fault.message}")
 
     def refuse(self, rows: int, remedy: str) -> None:
         """Raises RecordError: one line per listed row, then the totals by cause and what to do."""

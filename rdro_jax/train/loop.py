@@ -65,15 +65,15 @@ def train(config: Config) -> RunResult:
     >>> home.cleanup()
     """
     check_inputs(config)
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, config.global_batch_size, config.num_microbatches)
+    source = config.model
+    policy = make_policy(source.path, mesh, compute_dtype=source.compute_dtype, remat=source.remat)
     run = open_run(config)
     done = finished_metrics(run)
     if done is not None:
         say(f"{run.path}: this run is finished; name another output_dir for a new one")
         return RunResult(run.path, done)
-    mesh = make_mesh(config.mesh)
-    check_rows(mesh, config.global_batch_size, config.num_microbatches)
-    source = config.model
-    policy = make_policy(source.path, mesh, compute_dtype=source.compute_dtype, remat=source.remat)
     train_examples, eval_examples = read_data(config, run)
     loader = make_training_loader(config, policy, train_examples, run.resume_step)
     heldout = make_heldout_set(config, policy, eval_examples) if eval_examples else None
