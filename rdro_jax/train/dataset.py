@@ -13,7 +13,7 @@ from rdro_jax.losses import LossBase, LossInputs
 from rdro_jax.models import Params, load_model
 from rdro_jax.parallel import rows_sharding
 from rdro_jax.train.heldout import heldout_metrics
-from rdro_jax.train.policy import Policy
+from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.reference import fill_reference_logps, reference_fingerprint
 from rdro_jax.train.scoring import score_examples
 
@@ -50,8 +50,11 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
     store = Path(config.reference.store or Path(config.output_dir) / "reference_store")
 
     def score(known):
-        params, _ = load_model(directory, dtype=config.model.dtype, shardings=policy.param_shardings)
-        return score_policy(config, policy, params, examples, known=known, title="reference log-probs")
+        # Its own architecture: a reference may be of another size, or turn its positions otherwise.
+        precision = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat}
+        reference = make_policy(directory, policy.mesh, **precision) if config.reference.path else policy
+        params, _ = load_model(directory, dtype=config.model.dtype, shardings=reference.param_shardings)
+        return score_policy(config, reference, params, examples, known=known, title="reference log-probs")
 
     return fill_reference_logps(store, reference_fingerprint(directory, config.model.compute_dtype), examples, score)
 
