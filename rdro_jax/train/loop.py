@@ -52,10 +52,10 @@ def train(config: Config) -> RunResult:
     >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
     >>> model = rj.ModelConfig("llama", vocab_size=8, **shape)
     >>> rj.save_model(rj.init_params(model, jax.random.key(0)), model, f"{home.name}/base")
-    >>> words = Tokenizer(models.WordLevel({"?": 0, "tea": 1, "mud": 2}, unk_token="?"))
+    >>> words = Tokenizer(models.WordLevel({"?": 0, "say": 1, "tea": 2, "mud": 3}, unk_token="?"))
     >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     >>> _ = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(f"{home.name}/base")
-    >>> rows = [{"prompt": "? ", "completion": word, "label": word == "tea"} for word in ("tea", "mud")]
+    >>> rows = [{"prompt": "say ", "completion": word, "label": word == "tea"} for word in ("tea", "mud")]
     >>> _ = Path(home.name, "rows.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
     >>> _ = Path(home.name, "run.yaml").write_text("{loss: {name: rdro}, data: {max_length: 8}}")
     >>> paths = [f"model.path={home.name}/base", f"data.train={home.name}/rows.jsonl", f"output_dir={home.name}/run"]

@@ -13,7 +13,13 @@ from rdro_jax.parallel import param_shardings, replicated
 
 
 class TrainState(NamedTuple):
-    """Everything a checkpoint of a run holds besides the data position, which the step counter implies."""
+    """Everything a checkpoint of a run holds besides the data position, which the step counter implies.
+
+    >>> import jax.numpy as jnp
+    >>> state = TrainState(jnp.int32(3), params={"w": jnp.ones(2)}, opt_state=())
+    >>> int(state.step), state.running
+    (3, ())
+    """
 
     step: Int[Array, ""]
     """Optimizer steps done."""
@@ -24,7 +30,15 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, loss: LossFunction) -> TrainState:
-    """State before the first step."""
+    """State before the first step.
+
+    >>> import jax, optax, rdro_jax as rj
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> params = rj.init_params(rj.ModelConfig("llama", vocab_size=32, **shape), jax.random.key(0))
+    >>> state = init_state(params, optax.adamw(1e-6), rj.losses.BCO())
+    >>> int(state.step), sorted(state.running)
+    (0, ['delta', 'examples'])
+    """
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), loss.init_running())
 
 

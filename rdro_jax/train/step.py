@@ -30,6 +30,26 @@ def make_train_step(
 
     `metrics` holds sums: `loss` and `weight`, those of `train.metrics.batch_metrics`; and `grad_norm` (before
     clipping) and the loss's own statistics.
+
+    >>> import jax.numpy as jnp, optax, rdro_jax as rj
+    >>> batch = rj.Batch(
+    ...     tokens=jnp.array([[5, 6, 7, 8, 3, 4]]),
+    ...     positions=jnp.array([[0, 1, 2, 3, 0, 1]]),
+    ...     segment_ids=jnp.array([[1, 1, 1, 1, 2, 2]]),
+    ...     loss_mask=jnp.array([[0, 1, 1, 0, 1, 0]], bool),
+    ...     desirable=jnp.array([[True, False]]),
+    ...     weight=jnp.ones((1, 2)),
+    ...     reference_logps=jnp.array([[-7.1, -3.4]]),
+    ... )
+    >>> forward = lambda params, batch: params["logps"]  # of a model: rj.completion_logps(params, config, batch)
+    >>> params = {"logps": batch.reference_logps}
+    >>> loss, optimizer = rj.losses.RDRO(alpha=0.5), optax.sgd(0.1)
+    >>> step = jax.jit(rj.make_train_step(forward, loss, optimizer))
+    >>> state, metrics = step(rj.init_state(params, optimizer, loss), batch)
+    >>> f"{metrics['loss'] / metrics['weight']:.3f} nats"  # 2 log 2, for the policy is the reference
+    '1.386 nats'
+    >>> print((state.params["logps"] - batch.reference_logps).round(3))  # nats: one up, the other down
+    [[ 0.025 -0.025]]
     """
     gradients = _make_gradients(forward, loss, num_microbatches)
 
