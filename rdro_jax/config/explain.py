@@ -38,9 +38,10 @@ def _dotted(detail: Any, values: Any) -> str:
     """The key pydantic speaks of as the user wrote it: without the union members it names between the keys."""
     keys = []
     for part in detail["loc"]:
-        if isinstance(part, int):
-            break
-        if isinstance(values, Mapping) and part in values:
+        if isinstance(part, int) and isinstance(values, list):
+            keys.append(str(part))
+            values = values[part]
+        elif isinstance(values, Mapping) and part in values:
             keys.append(part)
             values = values[part]
     if detail["type"] in MISSING:
@@ -102,6 +103,9 @@ def _kind_names(section: str, schema: Any) -> list[str]:
 def _keys_at(section: str, schema: Any, values: Any) -> list[str]:
     """Keys of the section with that dotted name; of the selected kind where the section has kinds."""
     for part in filter(None, section.split(".")):
+        if isinstance(values, list):
+            values = values[int(part)]
+            continue
         values = values[part]
         schema = _section(_types(schema)[part], values)
     return list(_types(schema))
@@ -118,7 +122,7 @@ def _sections(annotation: Any) -> Iterator[Any]:
     """Every dataclass or model in an annotation."""
     if get_origin(annotation) is Annotated:
         yield from _sections(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
+    elif get_origin(annotation) in (Union, UnionType, tuple):
         for part in get_args(annotation):
             yield from _sections(part)
     elif isinstance(annotation, type) and is_dataclass(annotation):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rdro_jax.config.schema import Config
+from rdro_jax.data import HUB, sources_of
 from rdro_jax.errors import RecordError, WeightError
 
 
@@ -14,9 +15,10 @@ def check_inputs(config: Config) -> None:
     for key, folder in {"model.path": config.model.path, "reference.path": config.reference.path}.items():
         if folder is not None:
             _check_model(key, Path(folder))
-    for key, file in {"data.train": config.data.train, "data.eval": config.data.eval}.items():
-        if file is not None and not Path(file).is_file():
-            raise RecordError(f"{key}: no file '{file}'; wanted rows of prompt, completion, label as JSONL")
+    for key, value in {"data.train": config.data.train, "data.eval": config.data.eval}.items():
+        for path in [source.path for source in sources_of(value)] if value is not None else []:
+            if not path.startswith(HUB) and not Path(path).exists():
+                raise RecordError(f"{key}: no file '{path}'; wanted rows of prompt, completion, label as JSONL")
 
 
 def _check_model(key: str, folder: Path) -> None:

@@ -99,12 +99,14 @@ def _disagreements(config: Config):
     rows, parts = config.global_batch_size, config.num_microbatches
     if rows % parts:
         yield f"global_batch_size: got {rows}, wanted a multiple of num_microbatches={parts}"
-    if config.eval_steps is not None and config.data.eval is None:
+    if config.eval_steps is not None and config.data.eval is None and not config.data.heldout_fraction:
         yield f"eval_steps: got {config.eval_steps}, but data.eval names no held-out file; set it or drop eval_steps"
     if getattr(config.loss, "alpha", None) == "estimate":
         yield from _lacking_for_estimate(config)
     if config.loss.paired and config.data.slots % 2:
         yield f"data.slots: got {config.data.slots}, wanted an even number: '{config.loss.name}' is over pairs"
+    if config.data.eval is not None and config.data.heldout_fraction:
+        yield "data.heldout_fraction: got a share of data.train beside held-out rows in data.eval; keep one of the two"
     sources = {"model.path": config.model.path, "reference.path": config.reference.path}
     for key, path in sources.items():
         if path is not None and Path(path).resolve() == Path(config.output_dir).resolve():

@@ -7,13 +7,16 @@ is no special case.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
 
-from rdro_jax.data.records import BadRow, Message, Record, shorten, texts_in
+from rdro_jax.data.records import NO_VARIABLES, BadRow, Message, Record, shorten, texts_in
 from rdro_jax.errors import WeightError
 
 Tokenizer = Any
@@ -30,6 +33,9 @@ PINNED_DATE = (
 )
 """Put before a template that asks for today's date, so that a row has the same tokens tomorrow. The day is the one
 Llama 3.2's template falls back to; `chat_template_kwargs: {date_string: ...}` wins where the template reads it."""
+
+TEMPLATE_SECONDS = 10
+"""A template is a stranger's program: in its sandbox it can write no file, but it can loop."""
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TEMPLATE_FILES = ("tokenizer.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
@@ -163,11 +169,11 @@ def render_text(record: Record, tokenizer: Tokenizer, template: Template) -> tup
     if template.text is None:
         return _plain_text(record, template)
     _refuse_control_tokens(record.completion, record.column, template)
-    messages = prompt_messages(record.prompt)
+    messages, variables = prompt_messages(record.prompt), record.variables
     answer = record.completion
     answer = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-    prompt = render_messages(messages, tokenizer, template, add_generation_prompt=True)
-    full = render_messages([*messages, answer], tokenizer, template)
+    prompt = render_messages(messages, tokenizer, template, variables, add_generation_prompt=True)
+    full = render_messages([*messages, answer], tokenizer, template, variables)
     if not full.startswith(prompt):
         raise BadRow(record.column, "the chat template renders the prompt differently once it is answered")
     if not full.endswith(template.tail):
@@ -181,23 +187,52 @@ def prompt_messages(prompt: str | list[Message]) -> list[Message]:
 
 
 def render_messages(
-    messages: list[Message], tokenizer: Tokenizer, template: Template, *, add_generation_prompt: bool = False
+    messages: list[Message],
+    tokenizer: Tokenizer,
+    template: Template,
+    variables: Mapping[str, Any] = NO_VARIABLES,
+    *,
+    add_generation_prompt: bool = False,
 ) -> str:
-    """The chat template's text for a conversation.
+    """The chat template's text for a conversation; `variables` are the row's own, before those of the config.
 
-    Raises: BadRow where the template refuses it, or where a message spells out a control token.
+    Raises: BadRow where the template refuses it or takes too long, or where a text spells out a control token.
     """
     _refuse_control_tokens(messages, "prompt", template)
+    for name, value in variables.items():
+        _refuse_control_tokens(value, "tools" if name == "tools" else "chat_template_kwargs", template)
     try:
-        return tokenizer.apply_chat_template(
-            messages,
-            chat_template=template.text,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **template.kwargs,
-        )
+        with time_limit(TEMPLATE_SECONDS):
+            return tokenizer.apply_chat_template(
+                messages,
+                chat_template=template.text,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **{**template.kwargs, **variables},
+            )
+    except TimeoutError:
+        raise BadRow("prompt", f"the chat template takes longer than {TEMPLATE_SECONDS} s over it") from None
     except Exception as error:  # templates are programs of strangers: roles out of turn raise what they please
         raise BadRow("prompt", "refused by the chat template", shorten(str(error))) from None
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what runs longer. In the main thread only, where alone Python handles signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _raise_timeout)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _raise_timeout(*_: object) -> None:
+    raise TimeoutError
 
 
 def render_prompt(
@@ -219,6 +254,10 @@ def _plain_text(record: Record, template: Template) -> tuple[str, str]:
     for name, value in (("prompt", record.prompt), (record.column, record.completion)):
         if not isinstance(value, str):
             raise BadRow(name, "is a list of messages, but the tokenizer has no chat template; write it as text")
+        if record.variables:
+            raise BadRow(
+                "row", "has variables for a chat template, but the tokenizer has none", shorten([*record.variables])
+            )
         _refuse_control_tokens(value, name, template)
     return str(record.prompt), f"{record.prompt}{record.completion}"
 

@@ -1,31 +1,38 @@
-"""A file of rows -> examples as flat arrays, and a report of what became of every row."""
+"""Rows -> examples as flat arrays, part by part, and a report of what became of every row."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
-from rdro_jax.data.chat import Tokenizer, prompt_messages, read_template
-from rdro_jax.data.config import DataConfig
+from rdro_jax.data.chat import Template, Tokenizer, prompt_messages, read_template
+from rdro_jax.data.columns import canonical_row
+from rdro_jax.data.config import DataConfig, Source, sources_of
 from rdro_jax.data.formats import COLUMNS, Format, detect_format, read_records
-from rdro_jax.data.records import BadRow, FaultLog, Message, Record
-from rdro_jax.data.render import TOO_LONG, Rendered, render_rows
-from rdro_jax.data.report import DataReport, Layout, class_report
-from rdro_jax.data.sources import parse_row, read_lines
+from rdro_jax.data.records import NO_VARIABLES, BadRow, FaultLog, Message, Record
+from rdro_jax.data.render import LENGTH_REASONS, Rendered, render_rows
+from rdro_jax.data.report import DataReport, Layout, SourceReport, make_report
+from rdro_jax.data.sources import Row, parse_row, read_rows
 from rdro_jax.errors import RecordError
 
 ROWS_AT_ONCE = 2048
 """Rows rendered and tokenised together: enough to keep the tokenizer's threads busy, little memory."""
 
+Side = Literal["all", "train", "heldout"]
+"""Which prompts are wanted, where `heldout_fraction` of them is held out."""
+
+Arrays = dict[str, np.ndarray]
+"""Per example, but `tokens`: lengths, prompt_lengths, desirable, weight, hashes, truncated, prompt_hashes, alpha."""
+
 
 class Examples(NamedTuple):
-    """Examples of one file, in its order: example `i` is `tokens[offsets[i] : offsets[i + 1]]`.
+    """Examples in the order of their rows: example `i` is `tokens[offsets[i] : offsets[i + 1]]`.
 
     Of paired rows, pair `i` is the examples `2i` (chosen, desirable) and `2i + 1` (rejected, not desirable).
     """
@@ -56,94 +63,123 @@ class Examples(NamedTuple):
         return np.diff(self.offsets)
 
 
+class Reading(NamedTuple):
+    """How the rows of one source are read: the same for all of them."""
+
+    source: Source
+    form: Format
+    """What the rows are."""
+    config: DataConfig
+    require_label: bool
+    layout: Layout
+    side: Side
+
+
 class Outcome(NamedTuple):
     """What became of one row."""
 
-    line: int
-    form: Format
-    """What the rows of the file are."""
+    row: Row
     columns: frozenset[str]
     """Names of the row's fields; empty where it could not be parsed."""
     records: tuple[Record, ...]
     """One of an unpaired row, chosen and rejected of a paired one; none where the row did not become any."""
-    result: tuple[Rendered, ...] | BadRow
+    result: tuple[Rendered, ...] | BadRow | None
+    """None where the prompt is on the other side of the held-out split."""
 
 
 @dataclass
 class Tally:
-    """What was read of one file so far."""
+    """What was read so far, in numbers."""
 
-    log: FaultLog
     rows: int = 0
-    form: Format = "unpaired"
+    elsewhere: int = 0
+    """Rows whose prompt is on the other side of the held-out split."""
+    faults: FaultLog = field(default_factory=FaultLog)
     columns: set[str] = field(default_factory=set)
+    """Names of columns that were not read."""
     too_long: Counter[bool] = field(default_factory=Counter)
     """Examples of each class whose row is too long."""
-    kept: list[tuple[Record, Rendered]] = field(default_factory=list)
+    unterminated: int = 0
+    """Examples that do not end with an end-of-turn token."""
 
-    def add(self, outcome: Outcome) -> None:
-        """Counts one row, and keeps its examples if it is sound."""
-        self.rows += 1
-        self.form = outcome.form
-        self.columns |= outcome.columns
-        if not isinstance(outcome.result, BadRow):
-            self.kept += zip(outcome.records, outcome.result, strict=True)
-            return
-        self.log.add(outcome.line, outcome.result)
-        if outcome.result.reason == TOO_LONG:
-            self.too_long.update(record.desirable for record in outcome.records)
+    def extend(self, other: "Tally") -> None:
+        """Adds what comes after this."""
+        self.rows += other.rows
+        self.elsewhere += other.elsewhere
+        self.faults.extend(other.faults)
+        self.columns |= other.columns
+        self.too_long += other.too_long
+        self.unterminated += other.unterminated
+
+
+class Part(NamedTuple):
+    """What some rows in a row became."""
+
+    arrays: Arrays
+    tally: Tally
+
+
+class Chunk(NamedTuple):
+    """Some rows in a row, and how to read them."""
+
+    source: int
+    """Number of the source."""
+    reading: Reading
+    rows: list[Row]
 
 
 def load_examples(
-    path: str, tokenizer: Tokenizer, config: DataConfig, *, require_label: bool = True, layout: Layout = "unpaired"
+    path: str | Source | tuple[Source, ...],
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    *,
+    require_label: bool = True,
+    layout: Layout = "unpaired",
+    side: Side = "all",
 ) -> Examples:
-    """The examples of a JSONL file, rendered and tokenised; `report` says what became of every row.
+    """The examples of a file or several sources, rendered and tokenised here and now, in memory.
 
     The columns of the rows tell whether they are unpaired or paired. `layout` is what the loss wants: "paired" keeps
     pairs together, and needs them; "unpaired" makes two examples of a pair, the chosen one desirable.
     `require_label=False` lets rows stand without a label (they count as desirable), and lets one class stand alone.
 
-    Raises: RecordError for an unreadable file, for bad rows (all of them listed or counted), for a file that leaves
+    Raises: RecordError for an unreadable file, for bad rows (all of them listed or counted), for sources that leave
     no example, for labels that are all the same, and for unpaired rows where pairs are wanted; WeightError for a chat
     template that cannot be used.
     """
-    tally = Tally(FaultLog(path))
-    for outcome in read_outcomes(path, tokenizer, config, require_label=require_label, layout=layout):
-        tally.add(outcome)
-    _judge(tally.log, tally.rows, config)
-    examples = _gather(tally, path, layout)
-    if require_label and examples.report.alpha in (0.0, 1.0):
-        label = "true" if examples.report.alpha else "false"
-        raise RecordError(f"{path}: label: {label} in all {len(tally.kept)} rows; rows of both classes are wanted")
-    return examples
-
-
-def read_outcomes(
-    path: str, tokenizer: Tokenizer, config: DataConfig, *, require_label: bool = True, layout: Layout = "unpaired"
-) -> Iterator[Outcome]:
-    """What becomes of each row of a JSONL file, in order: none is passed over.
-
-    Raises: RecordError for a file that cannot be read or holds no pairs where they are wanted, WeightError for a chat
-    template that cannot be used.
-    """
     template = read_template(tokenizer, config.chat_template_kwargs)
-    lines = read_lines(path)
-    form: Format | None = None
-    while chunk := list(islice(lines, ROWS_AT_ONCE)):
-        rows = [_parse(raw) for _, raw in chunk]
-        form = form or detect_format([row for row in rows if not isinstance(row, BadRow)])
-        _check_layout(path, form, layout)
-        parsed = [
-            _records(row, line, form or layout, require_label) for (line, _), row in zip(chunk, rows, strict=True)
-        ]
-        sound = [records for records in parsed if not isinstance(records, BadRow)]
-        rendered = iter(render_rows(sound, tokenizer, template, config, together=layout == "paired"))
-        for (line, _), row, records in zip(chunk, rows, parsed, strict=True):
-            columns = frozenset() if isinstance(row, BadRow) else frozenset(row)
-            if isinstance(records, BadRow):
-                yield Outcome(line, form or layout, columns, (), records)
-            else:
-                yield Outcome(line, form or layout, columns, records, next(rendered))
+    sources = sources_of(path)
+    parts: list[Part] = []
+    reports = [SourceReport(source.path) for source in sources]
+    for chunk in read_chunks(sources, config, require_label=require_label, layout=layout, side=side):
+        parts.append(make_part(chunk, tokenizer, template))
+        reports[chunk.source] = reports[chunk.source].add(len(chunk.rows), chunk.reading.form)
+    tally = Tally()
+    for part in parts:
+        tally.extend(part.tally)
+    check_tally(tally, reports, config)
+    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+    return make_examples(arrays, tally, reports, layout, require_label=require_label)
+
+
+def read_chunks(
+    sources: Sequence[Source], config: DataConfig, *, require_label: bool, layout: Layout, side: Side
+) -> Iterator[Chunk]:
+    """The rows of all sources in order, `ROWS_AT_ONCE` at a time; the first of a source tell what its rows are.
+
+    Raises: RecordError for a file that cannot be read or holds no pairs where they are wanted.
+    """
+    for number, source in enumerate(sources):
+        rows, form = read_rows(source), None
+        while chunk := list(islice(rows, ROWS_AT_ONCE)):
+            form = form or _detect(chunk, source)
+            _check_layout(source.path, form, layout)
+            yield Chunk(number, Reading(source, form or layout, config, require_label, layout, side), chunk)
+
+
+def _detect(rows: Iterable[Row], source: Source) -> Format | None:
+    parsed = (_parse(row, source) for row in rows)
+    return detect_format([row for row in parsed if not isinstance(row, BadRow)])
 
 
 def _check_layout(path: str, form: Format | None, layout: Layout) -> None:
@@ -154,81 +190,137 @@ def _check_layout(path: str, form: Format | None, layout: Layout) -> None:
         )
 
 
-def _parse(raw: bytes) -> dict[str, object] | BadRow:
-    """The JSON object in a line, or what is wrong with it."""
+def make_part(chunk: Chunk, tokenizer: Tokenizer, template: Template) -> Part:
+    """What becomes of the rows of a chunk, as arrays and numbers."""
+    tally, kept = Tally(), []
+    for outcome in read_outcomes(chunk, tokenizer, template):
+        tally.rows += 1
+        tally.columns |= outcome.columns - {*COLUMNS[chunk.reading.form]}
+        if outcome.result is None:
+            tally.elsewhere += 1
+        elif isinstance(outcome.result, BadRow):
+            tally.faults.add(f"{outcome.row.path}:{outcome.row.number}", outcome.result)
+            if outcome.result.reason in LENGTH_REASONS:
+                tally.too_long.update(record.desirable for record in outcome.records)
+        else:
+            kept += zip(outcome.records, outcome.result, strict=True)
+    tally.unterminated = sum(not item.ends_with_stop for _, item in kept)
+    return Part(_arrays(kept), tally)
+
+
+def read_outcomes(chunk: Chunk, tokenizer: Tokenizer, template: Template) -> Iterator[Outcome]:
+    """What becomes of each row of a chunk, in order: none is passed over."""
+    reading = chunk.reading
+    rows = [_parse(row, reading.source) for row in chunk.rows]
+    parsed = [_records(row, where.number, reading) for where, row in zip(chunk.rows, rows, strict=True)]
+    wanted = [records for records in parsed if isinstance(records, tuple) and _is_wanted(records, reading)]
+    together = reading.layout == "paired"
+    rendered = iter(render_rows(wanted, tokenizer, template, reading.config, together=together))
+    for where, row, records in zip(chunk.rows, rows, parsed, strict=True):
+        columns = frozenset() if isinstance(row, BadRow) else frozenset(row)
+        if isinstance(records, BadRow):
+            yield Outcome(where, columns, (), records)
+        else:
+            yield Outcome(where, columns, records, next(rendered) if _is_wanted(records, reading) else None)
+
+
+def _parse(row: Row, source: Source) -> dict[str, object] | BadRow:
+    """The row under our names, or what is wrong with it."""
     try:
-        return parse_row(raw)
+        return canonical_row(parse_row(row.value), source)
     except BadRow as fault:
         return fault
 
 
-def _records(
-    row: dict[str, object] | BadRow, line: int, form: Format, require_label: bool
-) -> tuple[Record, ...] | BadRow:
+def _records(row: dict[str, object] | BadRow, number: int, reading: Reading) -> tuple[Record, ...] | BadRow:
     """The records of a row, or what is wrong with it."""
     if isinstance(row, BadRow):
         return row
     try:
-        return read_records(row, line, form, require_label=require_label)
+        return read_records(row, number, reading.form, require_label=reading.require_label)
     except BadRow as fault:
         return fault
 
 
-def _judge(log: FaultLog, rows: int, config: DataConfig) -> None:
+def _is_wanted(records: tuple[Record, ...], reading: Reading) -> bool:
+    """True where the prompt is on the wanted side of the held-out split."""
+    if reading.side == "all":
+        return True
+    share = prompt_hash(records[0].prompt, records[0].variables) / 2**64
+    return (share < reading.config.heldout_fraction) == (reading.side == "heldout")
+
+
+def _arrays(kept: Sequence[tuple[Record, Rendered]]) -> Arrays:
+    """The arrays of some examples."""
+    nothing = np.zeros(0, np.int32)
+    hashes = [example_hash(item.tokens, item.prompt_length) for _, item in kept]
+    return {
+        "tokens": np.concatenate([nothing, *(item.tokens for _, item in kept)]),
+        "lengths": np.array([len(item.tokens) for _, item in kept], np.int32),
+        "prompt_lengths": np.array([item.prompt_length for _, item in kept], np.int32),
+        "desirable": np.array([record.desirable for record, _ in kept], bool),
+        "weight": np.array([record.weight for record, _ in kept], np.float32),
+        "hashes": np.array(hashes, np.uint64).reshape(-1, 2),
+        "truncated": np.array([item.truncated for _, item in kept], bool),
+        "prompt_hashes": np.array([prompt_hash(record.prompt, record.variables) for record, _ in kept], np.uint64),
+        "alpha": np.array([np.nan if record.alpha is None else record.alpha for record, _ in kept], np.float32),
+    }
+
+
+def check_tally(tally: Tally, sources: Sequence[SourceReport], config: DataConfig) -> None:
     """Raises RecordError where the configuration does not put up with the bad rows, or none is left.
 
     Rows that `truncation: drop` leaves out on purpose are not bad.
     """
-    bad = log.causes.total() - (log.causes[f"row: {TOO_LONG}"] if config.truncation == "drop" else 0)
+    faults, path = tally.faults, names_of(sources)
+    on_purpose = sum(faults.causes[f"row: {reason}"] for reason in LENGTH_REASONS)
+    bad = faults.causes.total() - (on_purpose if config.truncation == "drop" else 0)
     if bad and config.on_bad_row == "error":
-        log.refuse(rows, "mend them, or leave them out with data.on_bad_row=skip")
-    if bad > config.max_bad_fraction * rows:
-        log.refuse(rows, f"more than data.max_bad_fraction={config.max_bad_fraction:g} allows")
-    if log.causes.total() == rows:
-        log.refuse(rows, "no row is left to train on")
+        faults.refuse(path, tally.rows, "mend them, or leave them out with data.on_bad_row=skip")
+    if bad > config.max_bad_fraction * tally.rows:
+        faults.refuse(path, tally.rows, f"more than data.max_bad_fraction={config.max_bad_fraction:g} allows")
+    if faults.causes.total() + tally.elsewhere == tally.rows:
+        side = f" ({tally.elsewhere} are on the other side of data.heldout_fraction)" if tally.elsewhere else ""
+        faults.refuse(path, tally.rows, f"no row is left to train on{side}")
 
 
-def _gather(tally: Tally, path: str, layout: Layout) -> Examples:
-    """The arrays of what was kept, and the report."""
-    records, items = zip(*tally.kept, strict=True)
-    lengths = np.array([len(item.tokens) for item in items], np.int64)
-    prompts = np.array([item.prompt_length for item in items], np.int32)
-    desirable = np.array([record.desirable for record in records], bool)
-    truncated = np.array([item.truncated for item in items], bool)
-    report = DataReport(
-        path=path,
-        rows=tally.rows,
-        kept=len(items),
-        dropped=dict(tally.log.causes.most_common()),
-        desirable=class_report(desirable, lengths, prompts, truncated, tally.too_long[True]),
-        undesirable=class_report(~desirable, lengths, prompts, truncated, tally.too_long[False]),
-        alpha=float(desirable.mean()),
-        tokens=int(lengths.sum()),
-        unterminated=sum(not item.ends_with_stop for item in items),
-        ignored_columns=tuple(sorted(tally.columns - set(COLUMNS[tally.form]))),
-        format=tally.form,
-        layout=layout,
-    )
+def names_of(sources: Sequence[SourceReport]) -> str:
+    """The sources in one word."""
+    return ", ".join(source.path for source in sources)
+
+
+def make_examples(
+    arrays: Mapping[str, np.ndarray],
+    tally: Tally,
+    sources: Sequence[SourceReport],
+    layout: Layout,
+    *,
+    require_label: bool,
+) -> Examples:
+    """Examples and their report.
+
+    Raises: RecordError for labels that are all the same.
+    """
+    desirable = arrays["desirable"]
+    if require_label and desirable.all() == desirable.any():
+        label = "true" if desirable.all() else "false"
+        what = f"{label} in all {len(desirable)} rows; rows of both classes are wanted"
+        raise RecordError(f"{names_of(sources)}: label: {what}")
+    alpha = arrays["alpha"]
     return Examples(
-        tokens=np.concatenate([item.tokens for item in items]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        prompt_lengths=prompts,
+        tokens=arrays["tokens"],
+        offsets=np.concatenate([[0], np.cumsum(arrays["lengths"], dtype=np.int64)]),
+        prompt_lengths=arrays["prompt_lengths"],
         desirable=desirable,
-        weight=np.array([record.weight for record in records], np.float32),
-        hashes=np.array([example_hash(item.tokens, item.prompt_length) for item in items], np.uint64),
-        truncated=truncated,
-        report=report,
+        weight=arrays["weight"],
+        hashes=arrays["hashes"],
+        truncated=arrays["truncated"],
+        report=make_report(arrays, tally, sources, layout),
         paired=layout == "paired",
-        split_pairs=tally.form == "paired" and layout == "unpaired",
-        prompt_hashes=np.array([prompt_hash(record.prompt) for record in records], np.uint64),
-        prompt_alpha=_alpha_column(records),
+        split_pairs=layout == "unpaired" and all(source.format == "paired" for source in sources),
+        prompt_hashes=arrays["prompt_hashes"],
+        prompt_alpha=None if np.isnan(alpha).all() else alpha,
     )
-
-
-def _alpha_column(records: tuple[Record, ...]) -> Float32[np.ndarray, "examples"] | None:
-    """The `alpha` of each record, NaN where it has none; None where none has."""
-    values = [np.nan if record.alpha is None else record.alpha for record in records]
-    return None if np.isnan(values).all() else np.array(values, np.float32)
 
 
 def example_hash(tokens: Int32[np.ndarray, "tokens"], prompt_length: int) -> tuple[int, int]:
@@ -238,6 +330,8 @@ def example_hash(tokens: Int32[np.ndarray, "tokens"], prompt_length: int) -> tup
     return value >> 64, value & (2**64 - 1)
 
 
-def prompt_hash(prompt: str | list[Message]) -> int:
+def prompt_hash(prompt: str | list[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> int:
     """64-bit hash of the conversation a prompt stands for; text and the one user message it stands for are equal."""
-    return xxhash.xxh3_64_intdigest(json.dumps(prompt_messages(prompt), sort_keys=True).encode())
+    conversation = prompt_messages(prompt)
+    whole = [conversation, dict(variables)] if variables else conversation
+    return xxhash.xxh3_64_intdigest(json.dumps(whole, sort_keys=True).encode())

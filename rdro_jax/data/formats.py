@@ -1,18 +1,19 @@
 """Rows of the forms users have -> records: unpaired `prompt, completion, label`, paired `prompt, chosen, rejected`."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from rdro_jax.data.records import BadRow, Message, Record, shorten, texts_in
+from rdro_jax.data.records import NO_VARIABLES, BadRow, Message, Record, shorten, texts_in
 
 Format = Literal["unpaired", "paired"]
 """What the rows of a file are, told by their columns."""
 
+ALWAYS_READ = ("weight", "alpha", "tools", "chat_template_kwargs")
 COLUMNS: dict[Format, tuple[str, ...]] = {
-    "unpaired": ("prompt", "completion", "label", "weight", "alpha"),
-    "paired": ("prompt", "chosen", "rejected", "weight", "alpha"),
+    "unpaired": ("prompt", "completion", "label", *ALWAYS_READ),
+    "paired": ("prompt", "chosen", "rejected", *ALWAYS_READ),
 }
-"""Columns that are read; of these `weight` and `alpha` may be absent, and `prompt` where messages imply it."""
+"""Columns that are read; of these `ALWAYS_READ` may be absent, and `prompt` where messages imply it."""
 
 SAME_AS_CHOSEN = "is the same as chosen"
 """A pair that prefers nothing: its loss has no gradient, or teaches what is not there."""
@@ -52,6 +53,7 @@ def unpaired_record(row: dict[str, object], line: int, *, require_label: bool = 
         weight=_weight(row.get("weight", 1.0)),
         line=line,
         alpha=_alpha(row["alpha"]) if "alpha" in row else None,
+        variables=_variables(row),
     )
 
 
@@ -78,9 +80,10 @@ def paired_records(row: dict[str, object], line: int) -> tuple[Record, Record]:
         prompt = _prompt(_field(row, "prompt"))
     weight = _weight(row.get("weight", 1.0))
     alpha = _alpha(row["alpha"]) if "alpha" in row else None
+    variables = _variables(row)
     return (
-        Record(prompt, _completion(chosen, "chosen"), True, weight, line, alpha, "chosen"),
-        Record(prompt, _completion(rejected, "rejected"), False, weight, line, alpha, "rejected"),
+        Record(prompt, _completion(chosen, "chosen"), True, weight, line, alpha, "chosen", variables),
+        Record(prompt, _completion(rejected, "rejected"), False, weight, line, alpha, "rejected", variables),
     )
 
 
@@ -176,6 +179,21 @@ def _text(value: str, name: str) -> str:
     except UnicodeEncodeError as error:
         raise BadRow(name, "contains half a surrogate pair", f"{value[error.start]!a} at {error.start + 1}") from None
     return value
+
+
+def _variables(row: dict[str, object]) -> Mapping[str, Any]:
+    """`tools` and `chat_template_kwargs` of a row, as variables of the chat template."""
+    if not row.keys() & {"tools", "chat_template_kwargs"}:
+        return NO_VARIABLES
+    kwargs, tools = row.get("chat_template_kwargs", {}), row.get("tools", [])
+    if not isinstance(kwargs, dict):
+        raise BadRow("chat_template_kwargs", "must be an object", shorten(kwargs))
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow("tools", "must be a list of objects", shorten(tools))
+    for name, value in (("chat_template_kwargs", kwargs), ("tools", tools)):
+        for text in texts_in(value):
+            _text(text, name)
+    return kwargs | ({"tools": tools} if tools else {})
 
 
 def _label(value: object) -> bool:

@@ -1,14 +1,17 @@
 """What a row must become, and how rows that cannot are named, counted and reported."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rdro_jax.errors import RecordError
 
 Message = dict[str, Any]
 """One turn of a conversation: `role`, `content`, and whatever else the chat template reads."""
+
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 LISTED_FAULTS = 20
 """Bad rows spelled out in an error; the others are in the totals."""
@@ -31,6 +34,8 @@ class Record(NamedTuple):
     """Share of desirable completions among those of this prompt, if the row says."""
     column: str = "completion"
     """Where the completion stood in the row: `completion`, or of a pair `chosen` or `rejected`."""
+    variables: Mapping[str, Any] = NO_VARIABLES
+    """What the row tells the chat template beside its messages: `tools`, and its `chat_template_kwargs`."""
 
 
 class BadRow(ValueError):
@@ -53,24 +58,28 @@ class BadRow(ValueError):
 
 @dataclass
 class FaultLog:
-    """Bad rows of one file: the first few in words, all of them by cause."""
+    """Bad rows: the first few in words, all of them by cause."""
 
-    path: str
     first: list[str] = field(default_factory=list)
     causes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, line: int, fault: BadRow) -> None:
+    def add(self, where: str, fault: BadRow) -> None:
         """Counts one bad row, and keeps its message while there are few."""
         self.causes[fault.cause] += 1
         if len(self.first) < LISTED_FAULTS:
-            self.first.append(f"{self.path}:{line}: {fault.message}")
+            self.first.append(f"{where}: {fault.message}")
 
-    def refuse(self, rows: int, remedy: str) -> None:
+    def extend(self, other: "FaultLog") -> None:
+        """Adds the bad rows that come after these."""
+        self.causes += other.causes
+        self.first += other.first[: LISTED_FAULTS - len(self.first)]
+
+    def refuse(self, path: str, rows: int, remedy: str) -> None:
         """Raises RecordError: one line per listed row, then the totals by cause and what to do."""
         bad = self.causes.total()
         more = [f"... and {bad - len(self.first)} more"] if bad > len(self.first) else []
         totals = ", ".join(f"{count} x {cause}" for cause, count in self.causes.most_common())
-        summary = f"{self.path}: {bad} of {rows} rows cannot be used ({totals}); {remedy}"
+        summary = f"{path}: {bad} of {rows} rows cannot be used ({totals}); {remedy}"
         raise RecordError("\n".join([*self.first, *more, summary]))
 
 

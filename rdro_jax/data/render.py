@@ -12,6 +12,12 @@ from rdro_jax.data.formats import SAME_AS_CHOSEN
 from rdro_jax.data.records import BadRow, Record
 
 TOO_LONG = "longer than max_length"
+PROMPT_TOO_LONG, COMPLETION_TOO_LONG = (
+    "prompt longer than max_prompt_length",
+    "completion longer than max_completion_length",
+)
+LENGTH_REASONS = (TOO_LONG, PROMPT_TOO_LONG, COMPLETION_TOO_LONG)
+"""Why `truncation: drop` leaves rows out on purpose."""
 
 Value = TypeVar("Value")
 
@@ -141,35 +147,58 @@ def _fit(
 ) -> list[Rendered]:
     """Examples that share one window and one prompt, cut as the configuration says.
 
-    `keep_end` takes tokens from the beginning of the prompt, sparing a BOS and the assistant's header, and only
-    then from the end of the completion, whose end-of-turn token goes with it: a cut answer did not end there.
+    The prompt loses its beginning or its end, sparing a BOS and the assistant's header; only where that is not enough
+    does the completion lose its end, and its end-of-turn token with it: a cut answer did not end there.
     """
-    lengths = [len(whole.tokens) for whole in wholes]
-    if sum(lengths) <= config.max_length:
-        return wholes
-    if config.truncation != "keep_end":
-        raise BadRow("row", TOO_LONG, f"{sum(lengths)} tokens for a window of {config.max_length}")
-    # An equal share, and what the other leaves of its own.
-    windows = [max(config.max_length // len(wholes), config.max_length - sum(lengths) + own) for own in lengths]
+    most_prompt = config.max_prompt_length or config.max_length
+    most_completion = config.max_completion_length or config.max_length
     prompt_length = wholes[0].prompt_length
+    excess = _excess(wholes, config.max_length, most_prompt, most_completion)
+    if excess is None:
+        return wholes
+    if config.truncation in ("drop", "error"):
+        raise excess
     bos = int(wholes[0].tokens[0] == tokenizer.bos_token_id and prompt_length > 1)
-    spared = bos + max(1, _header_length(record, prompt_length, tokenizer, template))
-    if spared >= min(windows):
-        raise BadRow("row", "max_length leaves no room for a completion after the assistant's header")
+    header = _header_length(record, prompt_length, tokenizer, template)
+    spared = bos + max(1, header)
+    # What is left when each part has its own limit; then an equal share of the window, and what the others leave of it.
+    kept = min(prompt_length, most_prompt)
+    lengths = [kept + min(len(whole.tokens) - prompt_length, most_completion) for whole in wholes]
+    windows = [max(config.max_length // len(wholes), config.max_length - sum(lengths) + own) for own in lengths]
+    if spared >= min(windows) or spared > kept:
+        limit = "max_length" if spared >= min(windows) else "max_prompt_length"
+        raise BadRow("row", f"{limit} leaves no room for a prompt and a completion beside the assistant's header")
     # The half with the longest completion decides how much of the prompt both keep.
-    longest = max(own - window for own, window in zip(lengths, windows, strict=True))
-    kept = min(prompt_length, max(spared, prompt_length - longest))
-    return [_cut(whole, bos, kept, window) for whole, window in zip(wholes, windows, strict=True)]
+    longest = max(0, *(own - window for own, window in zip(lengths, windows, strict=True)))
+    kept = max(spared, kept - longest)
+    head = bos if config.truncation == "keep_end" else kept - header
+    return [
+        _cut(whole, head, kept - head, min(window - kept, most_completion))
+        for whole, window in zip(wholes, windows, strict=True)
+    ]
 
 
-def _cut(whole: Rendered, bos: int, kept: int, window: int) -> Rendered:
-    """The example with `kept` tokens of its prompt, a BOS among them, and as much of its completion as fits."""
-    prompt = [*whole.tokens[:bos], *whole.tokens[bos : whole.prompt_length][bos - kept :]]
-    completion = whole.tokens[whole.prompt_length :]
-    cut = completion[: window - kept]
-    tokens = np.array([*prompt, *cut], np.int32)
+def _excess(wholes: list[Rendered], most: int, most_prompt: int, most_completion: int) -> BadRow | None:
+    """What is too long, as a reason to leave the row out; None where nothing is."""
+    prompt_length = wholes[0].prompt_length
+    total = sum(len(whole.tokens) for whole in wholes)
+    completion = max(len(whole.tokens) - prompt_length for whole in wholes)
+    if total > most:
+        return BadRow("row", TOO_LONG, f"{total} tokens for a window of {most}")
+    if prompt_length > most_prompt:
+        return BadRow("row", PROMPT_TOO_LONG, f"{prompt_length} tokens for {most_prompt}")
+    if completion > most_completion:
+        return BadRow("row", COMPLETION_TOO_LONG, f"{completion} tokens for {most_completion}")
+    return None
+
+
+def _cut(whole: Rendered, head: int, tail: int, most_completion: int) -> Rendered:
+    """The example with `head` tokens from the beginning of its prompt and `tail` from its end, its completion cut."""
+    prompt, completion = whole.tokens[: whole.prompt_length], whole.tokens[whole.prompt_length :]
+    cut = completion[:most_completion]
+    tokens = np.concatenate([prompt[:head], prompt[len(prompt) - tail :], cut])
     complete = len(cut) == len(completion)
-    return Rendered(tokens, kept, whole.ends_with_stop and complete, len(tokens) < len(whole.tokens))
+    return Rendered(tokens, head + tail, whole.ends_with_stop and complete, len(tokens) < len(whole.tokens))
 
 
 def _header_length(record: Record, prompt_length: int, tokenizer: Tokenizer, template: Template) -> int:
@@ -177,5 +206,5 @@ def _header_length(record: Record, prompt_length: int, tokenizer: Tokenizer, tem
     if template.text is None:
         return 0
     messages = prompt_messages(record.prompt)
-    question = render_messages(messages, tokenizer, template)
+    question = render_messages(messages, tokenizer, template, record.variables)
     return max(0, prompt_length - len(encode([question], tokenizer)[0]))

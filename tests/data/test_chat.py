@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 
-from rdro_jax.data import DataConfig, load_tokenizer, render_prompt, tokenizer_hash
+from rdro_jax.data import DataConfig, chat, load_tokenizer, render_prompt, tokenizer_hash
 from rdro_jax.data.chat import read_template
 from rdro_jax.data.records import BadRow, Record
 from rdro_jax.data.render import render
@@ -256,3 +258,24 @@ def test_tokenizer_hash_changes_with_vocabulary_and_template(chatml_folder, tmp_
     second = tokenizer_hash(folder)
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
     assert len({first, second, tokenizer_hash(folder)}) == 3
+
+
+def test_a_template_that_does_not_end_is_stopped(chatml, monkeypatch):
+    """A loop in a loop, within the sandbox's own limit on ranges; oracle: the clock."""
+    forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    trap = "{% if messages[0].content == 'trap' %}" + forever + "{% endif %}" + chatml.chat_template
+    monkeypatch.setattr(chatml, "chat_template", trap)
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.3)
+    start = time.monotonic()
+    with pytest.raises(BadRow, match=r"takes longer than 0\.3 s") as error:
+        rendered(chatml, "trap", "hello")
+    assert error.value.field == "prompt"
+    assert time.monotonic() - start < 30
+    assert rendered(chatml, "Hi.", "hello").ends_with_stop
+
+
+def test_no_alarm_is_left_behind(chatml):
+    before = signal.getsignal(signal.SIGALRM)
+    rendered(chatml, "Hi.", "hello")
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

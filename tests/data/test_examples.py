@@ -32,7 +32,7 @@ def test_arrays_counted_by_hand(write_rows, plain):
 def test_report_counted_by_hand(write_rows, plain):
     path = write_rows(ROWS)
     report = load_examples(path, plain, DataConfig(train=path, max_length=7)).report
-    assert (report.rows, report.kept, report.dropped, report.alpha) == (3, 3, {}, 2 / 3)
+    assert (report.rows, report.kept, report.dropped, report.alpha) == (3, 3, {}, 1.5 / 2.5)
     assert (report.tokens, report.unterminated) == (7 + 4 + 7, 0)
     desirable, undesirable = report.desirable, report.undesirable
     assert (desirable.kept, desirable.truncated, undesirable.kept, undesirable.truncated) == (2, 1, 1, 0)

@@ -203,8 +203,9 @@ def test_damaged_gzip_is_an_error_even_when_skipping(damage, chatml, tmp_path):
 
 def test_missing_folder_and_empty_files_are_one_line(chatml, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    for name, complaint in (("none.jsonl", "No such file"), ("", "Is a directory"), ("empty.jsonl", "empty")):
-        path = str(tmp_path / name) if name else str(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name, complaint in (("none.jsonl", "No such file"), ("folder", "Is a directory"), ("empty.jsonl", "empty")):
+        path = str(tmp_path / name)
         with pytest.raises(RecordError, match=complaint) as error:
             load(path, chatml)
         assert str(error.value).startswith(path)
@@ -262,3 +263,39 @@ def test_no_traceback_and_no_silent_loss(write_rows, chatml, lines, truncation):
     assert (examples.lengths > examples.prompt_lengths).all()
     assert (examples.prompt_lengths > 0).all()
     assert examples.lengths.max() <= 64
+
+
+def test_held_out_prompts_stand_on_one_side(write_rows, chatml):
+    rows = [GOOD | {"prompt": f"Question {i % 300}", "completion": f"{i}", "label": i % 2 == 0} for i in range(900)]
+    path = write_rows([*rows, "{"])
+    settings = {"heldout_fraction": 0.2, "on_bad_row": "skip"}
+    config = DataConfig(train=path, **settings)
+    sides = {side: load_examples(path, chatml, config, side=side) for side in ("train", "heldout", "all")}
+    prompts = {side: set(examples.prompt_hashes.tolist()) for side, examples in sides.items()}
+    assert not prompts["train"] & prompts["heldout"]
+    assert prompts["train"] | prompts["heldout"] == prompts["all"]
+    assert len(prompts["all"]) == 300
+    assert abs(len(prompts["heldout"]) - 60) < 5 * 7  # five standard errors of 300 draws at 0.2
+    for side in ("train", "heldout"):
+        report = sides[side].report
+        assert report.rows == 901 == report.kept + sum(report.dropped.values()) + report.elsewhere
+    # Another file with some of the prompts: they fall on the same side.
+    again = load_examples(write_rows(rows[100:250], "more.jsonl"), chatml, config, side="heldout")
+    assert set(again.prompt_hashes.tolist()) <= prompts["heldout"]
+
+
+def test_repeated_and_contradictory_rows_are_counted(write_rows, chatml):
+    rows = [
+        GOOD,
+        GOOD,
+        GOOD,
+        BAD,
+        BAD | {"label": True},
+        GOOD | {"prompt": "x"},
+        GOOD | {"prompt": "y", "label": False},
+    ]
+    report = load(write_rows(rows), chatml).report
+    assert (report.duplicates, report.contradictory) == (2, 2)
+    assert report.by_prompt.prompts == 3
+    assert report.by_prompt.with_both_classes == 1
+    assert report.by_prompt.alpha == {"p5": pytest.approx(0.08), "p50": 0.8, "p95": pytest.approx(0.98), "max": 1.0}
