@@ -14,7 +14,7 @@ from rdro_jax.data.mismatched import Mismatched, plan_mismatched
 from rdro_jax.data.pack import EMPTY, pack_batch, plan_pair_rows, plan_rows
 from rdro_jax.errors import ConfigError, RecordError
 
-Batching = Literal["stratified", "natural", "sequential"]
+Batching = Literal["stratified", "natural", "balanced", "sequential"]
 
 PREFETCH_THREADS = 2
 """Threads, never processes: worker processes change the order of batches and the state's shape."""
@@ -30,7 +30,8 @@ def epoch_order(
     """Every example index once, in the order of one epoch: a pure function of its arguments.
 
     `stratified`: both classes shuffled and dealt out evenly, so that any k neighbours hold k times the rate of
-    desirable ones, give or take less than one. `natural`: shuffled. `sequential`: as in the file.
+    desirable ones, give or take less than one. `natural`: shuffled. `sequential`: as in the file. `balanced`: the
+    classes take turns, and the rarer one starts over until the other is through.
     """
     rows = len(desirable)
     if batching == "sequential":
@@ -39,6 +40,12 @@ def epoch_order(
     shuffled = random.permutation(rows)
     if batching == "natural":
         return shuffled
+    if batching == "balanced":
+        classes = [shuffled[desirable[shuffled]], shuffled[~desirable[shuffled]]]
+        most = max(map(len, classes))
+        if not all(map(len, classes)):  # one class alone has no other to take turns with
+            return shuffled
+        return np.stack([np.resize(members, most) for members in classes], axis=1).ravel()
     shuffled_labels = desirable[shuffled]
     positives = int(desirable.sum())
     # Bresenham's line from a random start, in integers: floor((i p + phase) / n) desirable ones come before place i.
@@ -50,13 +57,24 @@ def epoch_order(
     return order
 
 
+def balancing_weights(examples: Examples) -> Float32[np.ndarray, "examples"]:
+    """Weights under which batches of half desirable examples weigh the classes as the data do.
+
+    Examples of a class drawn at rate 1/2 instead of `a` count `a / (1/2)` times.
+    """
+    rate = examples.desirable.mean()
+    if rate in (0, 1):
+        return examples.weight
+    return (examples.weight * np.where(examples.desirable, rate, 1 - rate) * 2).astype(np.float32)
+
+
 def split_pair_order(
     pairs: int, *, seed: int, epoch: int, batching: Batching = "stratified"
 ) -> Int64[np.ndarray, "examples"]:
     """Every half of every pair once, the two halves of a pair about half an epoch apart; else as `epoch_order`.
 
     Pair i is the examples 2i (desirable) and 2i + 1. A half beside its other half would turn an unpaired loss into a
-    comparison of the two.
+    comparison of the two. Of pairs, `stratified` is `balanced`.
     """
     if batching == "sequential":
         return np.arange(2 * pairs)
@@ -206,6 +224,8 @@ def make_loader(
     if examples.paired and slots < 2:
         raise ConfigError(f"data.slots: got {slots}; wanted at least 2, because a pair takes two slots of a row")
     _check_room(examples, max_length)
+    if batching == "balanced":
+        examples = examples._replace(weight=balancing_weights(examples))
     share = global_batch_size // host_count
     mine = slice(host_index * share, (host_index + 1) * share)
     plans = [

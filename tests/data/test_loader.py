@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdro_jax.data import epoch_order, make_loader
-from rdro_jax.data.loader import split_pair_order
+from rdro_jax.data.loader import balancing_weights, split_pair_order
 from rdro_jax.errors import ConfigError, RecordError
 
 LAYOUT = {"global_batch_size": 4, "max_length": 64, "slots": 8, "seed": 3}
@@ -48,7 +48,7 @@ def test_every_window_holds_the_rate_within_one(labels, seed, epoch):
         assert (np.abs(counts - size * labels.mean()) < 1).all()
 
 
-@pytest.mark.parametrize("batching", ["stratified", "natural"])
+@pytest.mark.parametrize("batching", ["stratified", "natural", "balanced"])
 def test_order_depends_on_seed_and_epoch_alone(batching):
     labels = np.random.default_rng(0).random(100) < 0.3
     orders = {
@@ -59,7 +59,8 @@ def test_order_depends_on_seed_and_epoch_alone(batching):
     assert len(set(orders.values())) == 4
     for (seed, epoch), order in orders.items():
         assert tuple(epoch_order(labels, seed=seed, epoch=epoch, batching=batching)) == order
-        assert sorted(order) == list(range(100))
+        assert set(order) == set(range(100))
+        assert len(order) == (2 * (~labels).sum() if batching == "balanced" else 100)
 
 
 def test_classes_are_each_shuffled():
@@ -164,7 +165,7 @@ def as_pairs(examples, **how):
     return examples._replace(desirable=desirable, **how)
 
 
-@pytest.mark.parametrize("batching", ["stratified", "natural", "sequential"])
+@pytest.mark.parametrize("batching", ["stratified", "natural", "balanced", "sequential"])
 def test_pairs_stand_in_adjacent_slots_of_one_row_once_per_epoch(examples, batching):
     loader = make_loader(as_pairs(examples, paired=True), batching=batching, num_epochs=2, **LAYOUT | {"slots": 5})
     orders = []
@@ -225,3 +226,29 @@ def test_rate_of_the_prompt_stands_in_the_batch_only_when_asked(examples):
     for batch, indices in make_loader(examples, prompt_alpha=rates, **LAYOUT):
         np.testing.assert_array_equal(batch.prompt_alpha, np.where(indices >= 0, rates[indices], np.float32(0.5)))
     assert make_loader(examples, **LAYOUT)[0][0].prompt_alpha is None
+
+
+def test_balanced_batches_are_half_and_half_and_weigh_as_the_data_do(tiny_examples):
+    """Oracle: with three times as many of one class, each of the other comes three times, and any mean stays itself."""
+    random = np.random.default_rng(1)
+    desirable = np.arange(120) % 4 == 0
+    examples = tiny_examples(random.integers(4, 30, 120), prompts=[2] * 120, desirable=desirable)
+    loader = make_loader(examples, batching="balanced", **LAYOUT)
+    values, seen, batches = random.random(120), np.zeros(120), list(loader)
+    order = epoch_order(desirable, seed=3, epoch=0, batching="balanced")
+    assert (desirable[order] == (np.arange(180) % 2 == 0)).all()
+    for batch, members in batches[:-1]:  # packing moves examples by some rows, hence not exactly half
+        assert 0.2 < batch.desirable[members >= 0].mean() < 0.8
+    for batch, members in batches:
+        np.add.at(seen, members[members >= 0], batch.weight[members >= 0])
+    assert np.bincount(np.concatenate([m[m >= 0] for _, m in batches])).tolist() == [3, 1, 1, 1] * 30
+    np.testing.assert_allclose(seen / seen.sum(), examples.weight / examples.weight.sum(), rtol=1e-5)
+    np.testing.assert_allclose((seen * values).sum() / seen.sum(), np.average(values, weights=examples.weight), 1e-5)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_one_class_alone_is_balanced_with_nothing(label, tiny_examples):
+    examples = tiny_examples([4] * 5, prompts=[2] * 5, desirable=[label] * 5)
+    order = epoch_order(examples.desirable, seed=0, epoch=0, batching="balanced")
+    assert sorted(order) == list(range(5))
+    assert balancing_weights(examples).tolist() == examples.weight.tolist()
