@@ -24,11 +24,10 @@ test: $(ENV)     ## the tests, without torch
 
 $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 	test -x .parity/bin/python || $(PYTHON) -m venv .parity
-	.parity/bin/python -m pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt
-	.parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/parity/requirements.txt -e '.[dev]'
 	touch $@
 
-parity: $(PARITY_ENV)  ## compare with transformers in torch, in an environment of its own
+parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an environment of its own
 	.parity/bin/python -m pytest tests/parity
 
 lint: $(ENV)     ## ruff, pyright, import layers
