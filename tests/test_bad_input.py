@@ -130,7 +130,7 @@ CONFIG_FAULTS = {
 DATA_FAULTS = {
     "no data": Case(TRAIN + "data.train={home}/no.jsonl", 3, "data.train: no file '.*no.jsonl'"),
     "no held-out data": Case(TRAIN + "data.eval={home}/no.jsonl", 3, "data.eval: no file '.*no.jsonl'"),
-    "data is a folder": Case(TRAIN + "data.train={home}/model", 3, "data.train: no file '.*model'"),
+    "data is a folder": Case(TRAIN + "data.train={home}/model", 3, "model: a folder without data files; wanted JSONL"),
     "data is empty": Case(TRAIN, 3, "train.jsonl: the file is empty", write("train.jsonl", "")),
     "broken JSON": Case(TRAIN, 3, "1 of 3 rows.*broken JSON.*skip", rows(GOOD, '{"prompt": ', BAD)),
     "not UTF-8": Case(TRAIN, 3, "1 of 1 rows.*not valid UTF-8", write("train.jsonl", b'{"prompt": "\xe9"}\n')),

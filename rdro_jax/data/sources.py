@@ -24,7 +24,8 @@ GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 TABLE_MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow_file", b"\xff\xff\xff\xff": "arrow_stream"}
 
 DATA_FILE = re.compile(r"\.(jsonl|json|ndjson|parquet|arrow|array_record)(\.gz|\.zst)?$")
-NOT_DATA = ("dataset_info.json", "dataset_infos.json", "state.json")
+NOT_DATA = re.compile(r"(dataset_infos?|state|config|.*_config|tokenizer|special_tokens_map|.*\.index)\.json$")
+"""JSON that describes data, models and tokenizers."""
 SHARD = re.compile(r"(?:^|.*[/_-])(\w+?)-\d{5}-of-\d{5}\.")
 """Files of a split as the hub and `datasets` write them: `train-00000-of-00002.parquet`."""
 
@@ -76,7 +77,7 @@ def _folder_files(folder: Path, source: Source) -> list[str]:
     if (folder / "state.json").is_file():
         listed = json.loads((folder / "state.json").read_text())["_data_files"]
         return [str(folder / Path(part["filename"]).name) for part in listed]
-    files = [file for file in folder.rglob("*") if DATA_FILE.search(file.name) and file.name not in NOT_DATA]
+    files = [file for file in folder.rglob("*") if DATA_FILE.search(file.name) and not NOT_DATA.match(file.name)]
     names = sorted(file.relative_to(folder).as_posix() for file in files)
     return [str(folder / name) for name in _of_split(names, source)]
 
@@ -93,7 +94,7 @@ def _of_split(files: list[str], source: Source) -> list[str]:
     if len(splits) > 1:
         raise RecordError(f"{source.path}: has splits {', '.join(sorted(splits))}; name one as the source's `split`")
     if not files:
-        raise RecordError(f"{source.path}: Is a directory without data files; wanted JSONL, Parquet or Arrow in it")
+        raise RecordError(f"{source.path}: a folder without data files; wanted JSONL, Parquet or Arrow in it")
     return files
 
 

@@ -51,9 +51,9 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
 
     def score(known):
         # Its own architecture: a reference may be of another size, or turn its positions otherwise.
-        precision = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat}
-        reference = make_policy(directory, policy.mesh, **precision) if config.reference.path else policy
-        params, _ = load_model(directory, dtype=config.model.dtype, shardings=reference.param_shardings)
+        source = config.model
+        reference = make_policy(directory, policy.mesh, compute_dtype=source.compute_dtype, remat=source.remat)
+        params, _ = load_model(directory, dtype=source.dtype, shardings=reference.param_shardings)
         return score_policy(config, reference, params, examples, known=known, title="reference log-probs")
 
     return fill_reference_logps(store, reference_fingerprint(directory, config.model.compute_dtype), examples, score)
