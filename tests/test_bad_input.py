@@ -146,7 +146,7 @@ DATA_FAULTS = {
         rows(GOOD, BAD, GOOD | {"prompt": "a " * 9}),
     ),
     "eval without data": Case(EVAL.replace("eval.jsonl", "no.jsonl"), 3, "no.jsonl: No such file"),
-    "eval of a folder": Case(EVAL.replace("eval.jsonl", "model"), 3, "model: Is a directory"),
+    "eval of a folder": Case(EVAL.replace("eval.jsonl", "model"), 3, "model: a folder without data files"),
     "eval of broken rows": Case(EVAL, 3, "eval.jsonl: 1 of 2 rows", rows(GOOD, "[]", name="eval.jsonl")),
     "no prompts": Case(GENERATE + "--prompts {home}/no.txt", 3, "no.txt: No such file"),
     "prompts are a folder": Case(GENERATE + "--prompts {home}/model", 3, "model: Is a directory"),
@@ -335,11 +335,15 @@ def on_a_small_disk(limit: int, *words: object) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize(
-    ("limit", "says"),
-    [(3000, "reference_store/.* cannot be written"), (20_000, "run: checkpoint not saved .*File too large")],
+    ("limit", "copies", "says"),
+    [
+        (2000, 4, "data_report.json: cannot be written"),
+        (12_000, 40, "reference_store/.* cannot be written"),
+        (20_000, 4, "run: checkpoint not saved .*File too large"),
+    ],
 )
-def test_full_disk(limit, says, home):
-    (home / "train.jsonl").write_text((home / "train.jsonl").read_text() * 4)  # so that its store is the largest file
+def test_full_disk(limit, copies, says, home):
+    (home / "train.jsonl").write_text((home / "train.jsonl").read_text() * copies)  # more rows, larger store
     full = on_a_small_disk(limit, "train", home / "run.yaml", "max_steps=1")
     assert full.returncode == 5, full.stderr
     assert (full.stderr.count("rdro: error: "), full.stderr.count("Traceback")) == (1, 0), full.stderr

@@ -39,7 +39,7 @@ def open_run(config: Config) -> RunFolder:
     path = Path(config.output_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "environment.json", environment())
+        (path / "environment.json").write_text(json.dumps(environment(), indent=2))
         steps = list_steps(path)
         if steps:
             _check_same_run(path, steps[-1], config)
@@ -83,10 +83,13 @@ def finished_metrics(run: RunFolder) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one move, so that a reader never sees half of one."""
+    """Write a JSON file in one move, so that a reader never sees half of one. Raises: `StorageError`."""
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value, indent=2))
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(json.dumps(value, indent=2))
+        unfinished.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}; free space and start again") from error
 
 
 def environment() -> dict[str, Any]:

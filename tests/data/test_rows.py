@@ -204,7 +204,11 @@ def test_damaged_gzip_is_an_error_even_when_skipping(damage, chatml, tmp_path):
 def test_missing_folder_and_empty_files_are_one_line(chatml, tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "folder").mkdir()
-    for name, complaint in (("none.jsonl", "No such file"), ("folder", "Is a directory"), ("empty.jsonl", "empty")):
+    for name, complaint in (
+        ("none.jsonl", "No such file"),
+        ("folder", "a folder without data files"),
+        ("empty.jsonl", "empty"),
+    ):
         path = str(tmp_path / name)
         with pytest.raises(RecordError, match=complaint) as error:
             load(path, chatml)
