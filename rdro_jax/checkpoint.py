@@ -1,20 +1,29 @@
-"""Checkpoints of a run: `checkpoint-N/` folders written by orbax, asynchronously and atomically.
+"""Checkpoints of a run: `checkpoint-N/` folders written by orbax, asynchronously and atomically, each with a manifest.
 
-Parameters and optimizer state are separate items, so that the parameters can be restored alone; what is not an array
-(data position, config) travels as the checkpoint's own metadata.
+Parameters, optimizer state and what else a state holds are separate items, so that the parameters can be restored
+alone; what is not an array (config) travels as the checkpoint's own metadata. Orbax restores a flipped bit in array
+data without a word: the manifest, `checkpoint-N.manifest.json`, has the size and the hash of every file, and a
+checkpoint counts once its manifest is there.
 """
 
+import json
 import logging
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
+import xxhash
 from orbax.checkpoint import v1 as ocp
 from pydantic import Field, PositiveInt
 
 from rdro_jax.errors import CheckpointError, StorageError
+
+HASH_BLOCK = 1 << 24
+"""Bytes read at once for a hash."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,33 @@ class CheckpointWriter:
     def __init__(self, run_dir: Path, config: CheckpointConfig):
         self._run_dir = run_dir
         self._keep = config.save_total_limit
-        self._pending: ocp.AsyncResponse | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
         logging.getLogger("absl").addFilter(_is_news)
+        if jax.process_index() == 0:
+            for unfinished in run_dir.glob("checkpoint-*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Start writing `checkpoint-{step}`; waits for the previous one first."""
+        """Start writing `checkpoint-{step}`, the previous one having been waited for. Raises: see `wait`."""
         self.wait()
-        self._pending = ocp.save_checkpointables_async(
-            str(checkpoint_path(self._run_dir, step)), items, custom_metadata=meta
-        )
+        if jax.process_index() == 0:
+            _remove(self._run_dir, step)  # a damaged one that was passed over
+        path = str(checkpoint_path(self._run_dir, step))
+        written = ocp.save_checkpointables_async(path, items, custom_metadata=meta)
+        self._pending = self._thread.submit(self._finish, step, written)
+
+    def _finish(self, step: int, written: ocp.AsyncResponse) -> None:
+        """Wait for orbax, write the manifest, drop what is beyond the limit."""
+        written.result()
+        if jax.process_index() != 0:
+            return
+        write_manifest(self._run_dir, step)
+        for old in list_steps(self._run_dir)[: -self._keep]:
+            _remove(self._run_dir, old)
 
     def wait(self) -> None:
-        """Wait for the save under way, then drop what is beyond the limit. Raises `StorageError` if it failed."""
+        """Wait for the save under way. Raises `StorageError` if it failed."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -58,8 +82,6 @@ class CheckpointWriter:
             raise StorageError(
                 f"{self._run_dir}: checkpoint not saved ({reason}); free space and start again"
             ) from error
-        for step in list_steps(self._run_dir)[: -self._keep]:
-            shutil.rmtree(checkpoint_path(self._run_dir, step))
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -72,12 +94,59 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir.absolute() / f"checkpoint-{step}"
 
 
+def manifest_path(run_dir: Path, step: int) -> Path:
+    """File with the sizes and hashes of a checkpoint's files."""
+    return run_dir.absolute() / f"checkpoint-{step}.manifest.json"
+
+
 def list_steps(run_dir: Path) -> list[int]:
-    """Steps whose checkpoint is complete, oldest first."""
-    found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_dir.glob("checkpoint-*"))
-    steps = sorted(int(match[1]) for match in found if match)
-    # Orbax renames a folder into place when it is whole: a half-written one has another name, an empty one is not ours.
-    return [step for step in steps if (checkpoint_path(run_dir, step) / "params").is_dir()]
+    """Steps whose checkpoint is complete, oldest first: one that was being written has no manifest yet."""
+    found = (re.fullmatch(r"checkpoint-(\d+)\.manifest\.json", path.name) for path in run_dir.glob("checkpoint-*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def write_manifest(run_dir: Path, step: int) -> None:
+    """Write sizes and hashes of the files of a checkpoint, in one move."""
+    folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
+    files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in _files(folder)}
+    unfinished = manifest.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"step": step, "files": files}, indent=1))
+    unfinished.replace(manifest)
+
+
+def find_fault(run_dir: Path, step: int) -> str | None:
+    """What is wrong with the checkpoint of a step, naming the file; None for one that is as it was written."""
+    folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
+    try:
+        wanted = json.loads(manifest.read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{manifest}: not readable"
+    found = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    for name in wanted.keys() - found:
+        return f"{folder / name}: missing"
+    for name, fingerprint in wanted.items():
+        if _fingerprint(folder / name) != fingerprint:
+            return f"{folder / name}: not as it was written"
+    return None
+
+
+def sound_steps(run_dir: Path) -> tuple[int | None, list[str]]:
+    """The newest step whose checkpoint is as it was written, and the faults of the newer ones.
+
+    Raises `CheckpointError` where there are checkpoints and none is sound: nothing is overwritten then.
+    """
+    faults: list[str] = []
+    for step in reversed(list_steps(run_dir)):
+        fault = find_fault(run_dir, step)
+        if fault is None:
+            return step, faults
+        faults.append(fault)
+    if faults:
+        raise CheckpointError(
+            f"{run_dir}: no checkpoint can be restored ({faults[0]}); bring the files back, or remove checkpoint-* to "
+            "start anew"
+        )
+    return None, []
 
 
 def load_meta(run_dir: Path, step: int) -> dict[str, Any]:
@@ -99,3 +168,22 @@ def load_items(run_dir: Path, step: int, abstract: dict[str, Any]) -> dict[str, 
     except (ValueError, KeyError, FileNotFoundError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: cannot be restored ({reason}); remove it to use an older one") from error
+
+
+def _remove(run_dir: Path, step: int) -> None:
+    """Remove a checkpoint, its manifest first, so that a half-removed one does not count."""
+    manifest_path(run_dir, step).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint_path(run_dir, step), ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _fingerprint(path: Path) -> str:
+    """Size in bytes and 128-bit hash of a file's content."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(HASH_BLOCK):
+            digest.update(block)
+    return f"{path.stat().st_size}:{digest.hexdigest()}"

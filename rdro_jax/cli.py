@@ -11,7 +11,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rdro_jax.errors import EXIT_DONE, EXIT_INTERNAL, ConfigError, RdroError, RecordError, StorageError
+from rdro_jax.errors import (
+    EXIT_DONE,
+    EXIT_INTERNAL,
+    ConfigError,
+    RdroError,
+    RecordError,
+    RestartWanted,
+    StorageError,
+)
 
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
@@ -33,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     except RdroError as error:
         return _fail(str(error), error.exit_code)
+    except RestartWanted as stop:
+        print(f"rdro: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:

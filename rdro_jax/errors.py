@@ -51,3 +51,9 @@ class DivergedError(RdroError):
     """Training met non-finite numbers and stopped."""
 
     exit_code = 6
+
+
+class RestartWanted(Exception):
+    """The state is saved, and the same command again goes on: no fault of anybody's. The message is one line."""
+
+    exit_code: ClassVar[int] = EXIT_RESTART

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from rdro_jax.checkpoint import list_steps, load_items
+from rdro_jax.checkpoint import find_fault, list_steps, load_items
 from rdro_jax.config import load_config
 from rdro_jax.errors import CheckpointError
 from rdro_jax.models import abstract_params, save_model
@@ -22,6 +22,12 @@ def export(run_dir: str | Path, out: str | Path, *, step: int | None = None) -> 
     if not steps or (step is not None and step not in steps):
         wanted = "any checkpoint" if step is None else f"checkpoint-{step}"
         raise CheckpointError(f"{run}: holds no {wanted}; complete checkpoints: {steps or 'none'}")
+    step = steps[-1] if step is None else step
+    fault = find_fault(run, step)
+    if fault is not None:
+        raise CheckpointError(
+            f"{fault}; export another step: {', '.join(str(s) for s in steps if s != step) or 'none'}"
+        )
     config = load_config(run / "config.yaml")
     policy = make_policy(config.model.path, make_mesh(config.mesh))
     placed = jax.tree.map(
@@ -29,6 +35,6 @@ def export(run_dir: str | Path, out: str | Path, *, step: int | None = None) -> 
         abstract_params(policy.model, config.model.dtype),
         policy.param_shardings,
     )
-    params = load_items(run, steps[-1] if step is None else step, {"params": placed})["params"]
+    params = load_items(run, step, {"params": placed})["params"]
     save_model(params, policy.model, out, base=config.model.path)
     return out

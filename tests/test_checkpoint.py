@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdro_jax.checkpoint import CheckpointConfig, CheckpointWriter, checkpoint_path, list_steps, load_items, load_meta
+from rdro_jax.checkpoint import (
+    CheckpointConfig,
+    CheckpointWriter,
+    checkpoint_path,
+    list_steps,
+    load_items,
+    load_meta,
+    manifest_path,
+    sound_steps,
+)
 from rdro_jax.errors import CheckpointError
 
 
@@ -37,6 +46,70 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     (tmp_path / "checkpoint-2.orbax-checkpoint-tmp-0").mkdir()
     (tmp_path / "checkpoint-3").mkdir()
     assert list_steps(tmp_path) == [1]
+    CheckpointWriter(tmp_path, CheckpointConfig())
+    assert not (tmp_path / "checkpoint-2.orbax-checkpoint-tmp-0").exists()
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A folder with checkpoints of steps 1 and 2."""
+    writer = CheckpointWriter(tmp_path, CheckpointConfig())
+    for step in (1, 2):
+        writer.save(step, items(step / 3), {})
+    writer.wait()
+    assert sound_steps(tmp_path) == (2, [])
+    return tmp_path
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "deleted": lambda file: file.unlink(),
+    "emptied": lambda file: file.write_bytes(b""),
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "one bit flipped": flip,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_any_damage_to_any_file_is_found_and_the_older_one_taken(two, damage):
+    files = [file for file in checkpoint_path(two, 2).rglob("*") if file.is_file() and file.stat().st_size]
+    assert len(files) > 5
+    for file in files:
+        whole = file.read_bytes()
+        DAMAGE[damage](file)
+        step, [fault] = sound_steps(two)
+        assert step == 1
+        assert str(file) in fault
+        file.write_bytes(whole)
+    assert sound_steps(two) == (2, [])
+
+
+def test_a_damaged_manifest_is_a_fault_too(two):
+    manifest_path(two, 2).write_text("{")
+    assert sound_steps(two) == (1, [f"{manifest_path(two, 2)}: not readable"])
+
+
+def test_where_all_are_damaged_nothing_is_overwritten(two):
+    for step in (1, 2):
+        flip(next(file for file in checkpoint_path(two, step).rglob("*") if file.is_file() and file.stat().st_size))
+    before = {path: path.stat().st_mtime_ns for path in two.rglob("*")}
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be restored \(.*not as it was written"):
+        sound_steps(two)
+    assert {path: path.stat().st_mtime_ns for path in two.rglob("*")} == before
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(two):
+    flip(next(file for file in checkpoint_path(two, 2).rglob("*") if file.is_file() and file.stat().st_size))
+    writer = CheckpointWriter(two, CheckpointConfig())
+    writer.save(2, items(5.0), {})
+    writer.wait()
+    assert sound_steps(two) == (2, [])
+    np.testing.assert_array_equal(load_items(two, 2, abstract(items(5.0)))["params"]["kernel"], np.full((3, 2), 5.0))
 
 
 def test_other_shapes_are_refused(tmp_path):

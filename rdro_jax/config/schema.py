@@ -64,6 +64,10 @@ class Config(BaseModel):
     """Packed rows per optimizer step, over all devices and micro-batches."""
     num_microbatches: PositiveInt = 1
     """Parts a batch is computed in, one after the other: less memory, the same gradient."""
+    max_runtime: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which the state is saved and the command ends with exit code 42, to be run again; null is never."""
+    max_skipped_steps: PositiveInt = 3
+    """Steps in a row whose loss or gradient is not finite, at which the run ends; fewer are skipped and counted."""
     logging_steps: PositiveInt = 1
     """Optimizer steps between lines of metrics."""
     eval_steps: PositiveInt | None = None

@@ -1,6 +1,8 @@
 """train(config): the whole story of a run, from its config to an aligned Hugging Face folder."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +11,10 @@ import jax
 import numpy as np
 import optax
 
-from rdro_jax.checkpoint import CheckpointWriter, load_items
+from rdro_jax.checkpoint import CheckpointWriter, list_steps, load_items
 from rdro_jax.config import Config, check_inputs
 from rdro_jax.data import Loader
-from rdro_jax.errors import WeightError
+from rdro_jax.errors import DivergedError, RestartWanted, WeightError
 from rdro_jax.losses import Loss
 from rdro_jax.models import abstract_params, load_model, save_model
 from rdro_jax.optim import make_optimizer
@@ -22,9 +24,10 @@ from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loader
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.recorder import Recorder, due
-from rdro_jax.train.run import RunFolder, finished_metrics, identity, open_run, read_data, write_result
+from rdro_jax.train.run import RunFolder, finished_metrics, identity, locked, open_run, read_data, write_result
 from rdro_jax.train.state import TrainState, init_state, state_items, state_shardings
 from rdro_jax.train.step import make_train_step
+from rdro_jax.train.stopping import stop_requests
 
 
 class RunResult(NamedTuple):
@@ -64,11 +67,18 @@ def train(config: Config) -> RunResult:
     ('run', '1.386 nats')
     >>> home.cleanup()
     """
+    deadline = None if config.max_runtime is None else time.monotonic() + config.max_runtime
     check_inputs(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.global_batch_size, config.num_microbatches)
     source = config.model
     policy = make_policy(source.path, mesh, compute_dtype=source.compute_dtype, remat=source.remat)
+    with locked(config):
+        return _train(config, policy, deadline)
+
+
+def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
+    """The run itself, in a folder that is ours alone."""
     run = open_run(config)
     done = finished_metrics(run)
     if done is not None:
@@ -88,11 +98,12 @@ def train(config: Config) -> RunResult:
 
     step = _compile_step(config, policy, loss, optimizer, state, loader)
     judge = lambda state: evaluate(config, policy, loss, state.params, state.running, heldout)  # noqa: E731
-    state, metrics = _run_steps(config, run, step, judge, state, loss, loader, num_steps)
+    recorder = Recorder(config, run, loss, loader, num_steps, state.params)
+    state = _run_steps(config, run, step, judge, state, recorder, loader, num_steps, deadline)
     save_model(state.params, policy.model, run.path, base=config.model.path)
-    write_result(run, metrics)
+    write_result(run, recorder.latest)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
-    return RunResult(run.path, metrics)
+    return RunResult(run.path, recorder.latest)
 
 
 def _load_state(
@@ -148,21 +159,45 @@ def _compile_step(config, policy, loss, optimizer, state, loader):
     return lambda state, batch: compiled(state, global_arrays(batch, rows_sharding(policy.mesh)))
 
 
-def _run_steps(config, run, step, judge, state, loss, loader, num_steps) -> tuple[TrainState, dict[str, Any]]:
-    """The steps that are left. A step's metrics are fetched after the next step is under way."""
+def _run_steps(config, run, step, judge, state, recorder, loader, num_steps, deadline) -> TrainState:
+    """The steps that are left. A step's metrics are fetched after the next step is under way.
+
+    Raises `RestartWanted` when a signal or the deadline asks for a stop, after the state is saved.
+    """
     saver = CheckpointWriter(run.path, config.checkpoint)
-    with progress("training", num_steps, run.resume_step) as show:
-        recorder = Recorder(config, run, loss, loader, num_steps, show)
+    with (
+        progress("training", num_steps, run.resume_step) as show,
+        stop_requests(deadline) as stop_reason,
+        _last_good_state(run, saver),
+    ):
         for number, (batch, _) in enumerate(islice(loader, num_steps - run.resume_step), run.resume_step + 1):
-            state, sums = step(state, batch)
-            recorder.fetch()
-            recorder.hold(number, sums)
+            state, metrics = step(state, batch)
+            recorder.fetch(show)
+            recorder.hold(number, metrics)
             last = number == num_steps
-            if last or due(number, config.eval_steps) or due(number, config.checkpoint.save_steps):
-                recorder.fetch()
-            if last or due(number, config.eval_steps):
+            stop = None if last else stop_reason(number)
+            evaluating = last or due(number, config.eval_steps)
+            saving = last or stop or due(number, config.checkpoint.save_steps)
+            if evaluating or saving:
+                recorder.fetch(show)
+            if evaluating:
                 recorder.write(number, judge(state))
-            if last or due(number, config.checkpoint.save_steps):
-                saver.save(number, state_items(state), {"config": identity(config)})
+            if saving:
+                saver.save(number, state_items(state), {"config": identity(config), "window": recorder.window()})
+            if stop:
+                saver.wait()
+                raise RestartWanted(f"{run.path}: {stop}: state saved after step {number}; the same command goes on")
         saver.wait()
-    return state, recorder.latest
+    return state
+
+
+@contextmanager
+def _last_good_state(run: RunFolder, saver: CheckpointWriter) -> Iterator[None]:
+    """Let a run that diverges finish its last save, and say which state it is."""
+    try:
+        yield
+    except DivergedError as error:
+        saver.wait()
+        newest = max(list_steps(run.path), default=None)
+        good = "that of the start" if newest is None else f"checkpoint-{newest}"
+        raise DivergedError(f"{error}; the last good state is {good}") from None

@@ -16,7 +16,10 @@ from rdro_jax.losses.diagnostics import class_quantiles
 
 CLASSES = ("chosen", "rejected")
 """The names TRL gives to the metrics of desirable and undesirable examples."""
-TOTALS = ("loss", "weight", "examples", "tokens", "completion_tokens", "places", "grad_norm")
+TOTALS = (
+    *("loss", "weight", "examples", "tokens", "completion_tokens", "places", "grad_norm"),
+    *("skipped", "first_bad_leaf"),
+)
 """Metrics of a step that are no statistic of its loss; those with a slash in their names are neither."""
 
 
@@ -60,14 +63,25 @@ def _quantiles(x: LossInputs, log_ratio: Float[Array, "examples"]) -> dict[str, 
 class Window:
     """Metrics of the steps since the last logged line."""
 
-    def __init__(self, loss: LossBase):
+    def __init__(self, loss: LossBase, saved: dict[str, Any] | None = None):
+        """An empty window, or the one that `saved()` was taken of."""
         self._loss = loss
-        self._sums: Counter[str] = Counter()
-        self._present: Counter[str] = Counter()
-        self._steps = 0
+        saved = saved or {"sums": {}, "present": {}, "steps": 0, "skipped": 0}
+        self._sums: Counter[str] = Counter(saved["sums"])
+        self._present: Counter[str] = Counter(saved["present"])
+        self._steps: int = saved["steps"]
+        self._skipped: int = saved["skipped"]
+
+    def saved(self) -> dict[str, Any]:
+        """The window as JSON, for a checkpoint: a resumed run logs what it would have logged."""
+        counts = {"steps": self._steps, "skipped": self._skipped}
+        return {"sums": dict(self._sums), "present": dict(self._present)} | counts
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Add the metrics of one step."""
+        """Add the metrics of one step; a step that was skipped is counted and nothing else."""
+        if metrics["skipped"]:
+            self._skipped += 1
+            return
         self._sums.update(metrics)
         self._present.update(name for name in CLASSES if metrics[f"counts/{name}"])
         self._steps += 1
@@ -76,14 +90,15 @@ class Window:
         """Means over the window; None (null in JSON) where no example of a class was in it.
 
         Units: `loss`, `logps/*`, `rewards/*` (log-ratios) in nats, `lengths/*` in tokens, all per example. Quantiles,
-        `grad_norm` and the loss's statistics are means over steps. `ratio/normalisation` is alpha E+[r] + (1 - alpha)
-        E-[r], `ratio/effective_share` the effective sample size over the sample size (`losses.diagnostics`).
+        `grad_norm` and the loss's statistics are means over steps that were not skipped. `ratio/normalisation` is
+        alpha E+[r] + (1 - alpha) E-[r], `ratio/effective_share` the effective sample size over the sample size
+        (`losses.diagnostics`).
         """
         sums = self._sums
-        line: dict[str, float | None] = {
-            "loss": sums["loss"] / sums["weight"],
-            "grad_norm": sums["grad_norm"] / self._steps,
-        }
+        line: dict[str, float | None] = {"skipped_steps": self._skipped}
+        if not self._steps:
+            return line
+        line |= {"loss": sums["loss"] / sums["weight"], "grad_norm": sums["grad_norm"] / self._steps}
         for name in CLASSES:
             line |= self._of_class(name)
         if self._loss.needs_reference:
@@ -116,6 +131,8 @@ class Window:
 
     def rates(self, seconds: float) -> dict[str, float]:
         """Tokens per second and padding share of the window."""
+        if not self._steps:
+            return {}
         tokens, places = self._sums["tokens"], self._sums["places"]
         return {
             "padding": 1 - tokens / places,

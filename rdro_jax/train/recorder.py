@@ -11,7 +11,8 @@ from rdro_jax.data import Loader
 from rdro_jax.errors import DivergedError, RecordError
 from rdro_jax.losses import LossBase
 from rdro_jax.optim import make_schedule
-from rdro_jax.train.console import Report
+from rdro_jax.parallel import path_name
+from rdro_jax.train.console import Report, say
 from rdro_jax.train.metrics import MetricsWriter, Window
 from rdro_jax.train.run import METRICS_FILE, RunFolder
 
@@ -22,36 +23,38 @@ def due(step: int, interval: int | None) -> bool:
 
 
 class Recorder:
-    """Turns the sums of steps into lines of metrics.jsonl, and refuses numbers that are not finite."""
+    """Turns the metrics of steps into lines of metrics.jsonl, and ends a run that leads nowhere."""
 
-    def __init__(self, config: Config, run: RunFolder, loss: LossBase, loader: Loader, num_steps: int, show: Report):
-        self._config, self._loss, self._loader, self._show, self._num_steps = config, loss, loader, show, num_steps
+    def __init__(self, config: Config, run: RunFolder, loss: LossBase, loader: Loader, num_steps: int, params: Any):
+        self._config, self._loss, self._loader, self._num_steps = config, loss, loader, num_steps
+        self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
         self._schedule = make_schedule(config.optimizer, num_steps)
         self._writer = MetricsWriter(run.path / METRICS_FILE, resume_step=run.resume_step)
         self._held: tuple[int, Any] | None = None
-        self._window, self._since = Window(self._loss), time.monotonic()
+        self._window, self._since = Window(loss, run.window), time.monotonic()
+        self._skipped_in_a_row = 0
         self.latest: dict[str, Any] = {}
         """The newest value of every metric."""
 
-    def hold(self, number: int, sums: Any) -> None:
-        """Keep the sums of a step that may still be running."""
-        self._held = number, sums
+    def hold(self, number: int, metrics: Any) -> None:
+        """Keep the metrics of a step that may still be running."""
+        self._held = number, metrics
 
-    def fetch(self) -> None:
-        """Wait for the held step, and log its window where one ends."""
+    def fetch(self, show: Report) -> None:
+        """Wait for the held step, and log its window where one ends. Raises: `DivergedError`, `RecordError`."""
         if self._held is None:
             return
-        number, sums = self._held
+        number, held = self._held
         self._held = None
-        sums = {name: float(value) for name, value in jax.device_get(sums).items()}
-        _refuse_useless(number, sums)
-        self._window.add(sums)
+        metrics = {name: float(value) for name, value in jax.device_get(held).items()}
+        self._judge(number, metrics)
+        self._window.add(metrics)
         if due(number, self._config.logging_steps) or number == self._num_steps:
             now = time.monotonic()
             rate = float(np.asarray(self._schedule(number - 1)))
             line = {"epoch": round(self._loader.epoch(number), 4), "learning_rate": rate, **self._window.means()}
             self.write(number, line | self._window.rates(now - self._since))
-            self._show({"step": number} | self.latest)
+            show({"step": number} | self.latest)
             self._window, self._since = Window(self._loss), now
 
     def write(self, number: int, line: dict[str, Any]) -> None:
@@ -60,15 +63,35 @@ class Recorder:
             self._writer.write({"step": number} | line)
             self.latest |= line
 
+    def window(self) -> dict[str, Any]:
+        """What was fetched since the last line, for the checkpoint."""
+        return self._window.saved()
 
-def _refuse_useless(number: int, sums: dict[str, float]) -> None:
-    if not np.isfinite(sums["loss"]) or not np.isfinite(sums["grad_norm"]):
+    def _judge(self, number: int, metrics: dict[str, float]) -> None:
+        if not metrics["skipped"]:
+            self._skipped_in_a_row = 0
+            if number == 1 and metrics["grad_norm"] == 0:
+                raise RecordError(
+                    "step 1: the gradient is exactly 0, so nothing would be learnt: no scored completion token "
+                    "reaches the loss; look at data_report.json and at the chat template"
+                )
+            return
+        self._skipped_in_a_row += 1
+        members = self._loader[number - 1][1]
+        what = (
+            f"step {number}: loss {metrics['loss'] / (metrics['weight'] or 1):.4g}, gradient norm "
+            f"{metrics['grad_norm']:.4g}: not finite, first in {self._leaves[int(metrics['first_bad_leaf'])]}; "
+            f"rows {_spell(members[members >= 0])} of the data"
+        )
+        if self._skipped_in_a_row < self._config.max_skipped_steps:
+            say(f"warning: {what}; the step is skipped")
+            return
         raise DivergedError(
-            f"step {number}: loss {sums['loss'] / sums['weight']:.4g}, gradient norm {sums['grad_norm']:.4g}: not "
-            "finite; lower optimizer.learning_rate, or start again from the last checkpoint with another seed"
+            f"{what}; {self._skipped_in_a_row} steps in a row; lower optimizer.learning_rate, or look at these rows"
         )
-    if number == 1 and sums["grad_norm"] == 0:
-        raise RecordError(
-            "step 1: the gradient is exactly 0, so nothing would be learnt: no scored completion token reaches the "
-            "loss; look at data_report.json and at the chat template"
-        )
+
+
+def _spell(members: Any, most: int = 8) -> str:
+    """Numbers of examples, from 1, the first few of them."""
+    shown = ", ".join(str(index + 1) for index in members[:most])
+    return f"{shown}, ..." if len(members) > most else shown

@@ -4,21 +4,27 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from filelock import FileLock, Timeout
 
-from rdro_jax.checkpoint import list_steps, load_meta
+from rdro_jax.checkpoint import load_meta, sound_steps
 from rdro_jax.config import Config
 from rdro_jax.data import Examples, check_words, load_examples, load_tokenizer
 from rdro_jax.errors import ConfigError, StorageError
 from rdro_jax.models import load_config as load_model_config
+from rdro_jax.train.console import say
 
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock_holder"
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = "config.yaml", "metrics.jsonl", "result.json"
 DATA_REPORT_FILE = "data_report.json"
-MAY_CHANGE = ("output_dir", "logging_steps", "eval_steps", "checkpoint")
+MAY_CHANGE = ("output_dir", "logging_steps", "eval_steps", "checkpoint", "max_runtime", "max_skipped_steps")
 """Keys a resumed run may give another value; all others decide its numbers."""
 PACKAGES = ("rdro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -28,7 +34,9 @@ class RunFolder(NamedTuple):
 
     path: Path
     resume_step: int
-    """Step of the newest complete checkpoint; 0 for a new run."""
+    """Step of the newest sound checkpoint; 0 for a new run."""
+    window: dict[str, Any] | None = None
+    """Metrics fetched before that step and not yet logged."""
 
 
 def open_run(config: Config) -> RunFolder:
@@ -40,13 +48,45 @@ def open_run(config: Config) -> RunFolder:
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / "environment.json").write_text(json.dumps(environment(), indent=2))
-        steps = list_steps(path)
-        if steps:
-            _check_same_run(path, steps[-1], config)
+        step, faults = sound_steps(path)
+        for fault in faults:
+            say(f"warning: {fault}; going back to an older checkpoint")
+        meta = None if step is None else load_meta(path, step)
+        if meta is not None:
+            _check_same_run(path, meta["config"], config)
         (path / CONFIG_FILE).write_text(config.to_yaml())
     except OSError as error:
         raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
-    return RunFolder(path, steps[-1] if steps else 0)
+    return RunFolder(path, step or 0, meta and meta["window"])
+
+
+@contextmanager
+def locked(config: Config) -> Iterator[None]:
+    """Keep other runs out of the run folder while this is open; the system lets go of it if the process dies.
+
+    Raises `ConfigError` naming the process that holds it, `StorageError` where the folder cannot be written.
+    """
+    path = Path(config.output_dir)
+    if jax.process_index() != 0:
+        yield
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK_FILE, timeout=0)
+        lock.acquire()
+    except Timeout:
+        holder = (path / HOLDER_FILE).read_text() if (path / HOLDER_FILE).exists() else "another process"
+        raise ConfigError(
+            f"output_dir: {path} is held by {holder}; wait for that run, or name another folder for a new one"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
+    try:
+        (path / HOLDER_FILE).write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        (path / HOLDER_FILE).unlink(missing_ok=True)
+        lock.release()
 
 
 def read_data(config: Config, run: RunFolder) -> tuple[Examples, Examples | None]:
@@ -115,8 +155,8 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_same_run(path: Path, step: int, config: Config) -> None:
-    saved, now = load_meta(path, step)["config"], identity(config)
+def _check_same_run(path: Path, saved: dict[str, Any], config: Config) -> None:
+    now = identity(config)
     changed = [key for key in now | saved if saved.get(key) != now.get(key)]
     if changed:
         diff = ", ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed[:6])

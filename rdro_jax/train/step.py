@@ -28,6 +28,9 @@ def make_train_step(
     global weight ends it. Statistics that couple examples are taken over the global batch first, without gradient.
     Hence 1 x B = k x (B/k), and one device = many, for every loss whose statistics are global.
 
+    Where loss or gradient are not finite, the state stays as it is but for its step; `skipped` is 1 then, and
+    `first_bad_leaf` the number of the first parameter whose gradient it is.
+
     `metrics` holds sums: `loss` and `weight`, those of `train.metrics.batch_metrics`; and `grad_norm` (before
     clipping) and the loss's own statistics.
 
@@ -56,10 +59,16 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (grads, sums), running, (logps, shared) = gradients(state.params, batch, state.running)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
+        squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)])
+        grad_norm = jnp.sqrt(jnp.sum(squares))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        made = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, running)
+        # Decided on what every device has whole, so that all of them skip the same step.
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state._replace(step=made.step))
         metrics = sums | batch_metrics(loss_inputs(logps, batch), batch, loss) | dict(shared)
-        return TrainState(state.step + 1, params, opt_state, running), metrics | {"grad_norm": optax.tree.norm(grads)}
+        fate = {"skipped": 1.0 - finite, "first_bad_leaf": jnp.argmin(jnp.isfinite(squares))}
+        return kept, metrics | {"grad_norm": grad_norm} | fate
 
     return train_step
 

@@ -1,0 +1,52 @@
+"""Reasons to stop between two steps: a signal, or the time a run was given. All processes stop after the same step."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+from jax.experimental import multihost_utils
+
+StopReason = Callable[[int], str | None]
+"""Asked after each step, on every process: why the run should stop now, or None."""
+
+
+@contextmanager
+def stop_requests(deadline: float | None) -> Iterator[StopReason]:
+    """While it is open, SIGTERM and SIGINT ask for a stop after the step under way, and end nothing by themselves.
+
+    `deadline` is the time.monotonic() at which to stop by itself. A second SIGINT interrupts at once, as ever; what was
+    saved before stays whole.
+    """
+    if jax.process_count() > 1:
+        # JAX catches SIGTERM and the clouds' maintenance notices itself, and lets all processes agree on a step.
+        yield lambda step: _agreed("preemption notice", multihost_utils.reached_preemption_sync_point(step), deadline)
+        return
+    received: list[str] = []
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    # Signals reach the main thread only; a run in another one is stopped by whoever started it.
+    handled = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, receive) for number in handled}
+    try:
+        yield lambda step: received[0] if received else _out_of_time(deadline)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _out_of_time(deadline: float | None) -> str | None:
+    return "max_runtime" if deadline is not None and time.monotonic() > deadline else None
+
+
+def _agreed(notice: str, preempted: bool, deadline: float | None) -> str | None:
+    """The reason that all processes have: their clocks differ, so the first one's is asked."""
+    if preempted or deadline is None:
+        return notice if preempted else None
+    late = multihost_utils.broadcast_one_to_all(_out_of_time(deadline) is not None)
+    return "max_runtime" if late else None

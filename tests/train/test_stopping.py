@@ -1,0 +1,136 @@
+"""What stops a run without ending it, and what it keeps out: signals, time limits, a second run, numbers gone bad."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import make_batch
+
+from rdro_jax import cli
+from rdro_jax.config import load_config
+from rdro_jax.errors import DivergedError, RestartWanted
+from rdro_jax.losses import BCO, RDRO
+from rdro_jax.models import load_model
+from rdro_jax.train import train
+from rdro_jax.train.metrics import read_metrics
+from rdro_jax.train.run import locked
+from rdro_jax.train.state import init_state
+from rdro_jax.train.step import make_train_step
+
+ONE_DEVICE = ("mesh.data=1", "mesh.fsdp=1", "data.eval=null", "logging_steps=3", "checkpoint.save_steps=4")
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: one)
+
+
+def lines_without_times(folder):
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
+
+
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(config_file, monkeypatch, capsys):
+    """Stopped between two lines of metrics: what was fetched for the next one is part of the checkpoint."""
+    config = load_config(config_file, ONE_DEVICE)
+    whole = train(config.model_copy(update={"output_dir": config.output_dir + "_whole"}))
+    loops = sys.modules["rdro_jax.train.loop"]
+    due, asked = loops.due, []
+
+    def signalled(step, interval):
+        if step == 5 and not asked:
+            asked.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return due(step, interval)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops, "due", signalled)
+        command = ["train", str(config_file), *ONE_DEVICE]
+        assert cli.main(command) == 42
+    assert "SIGTERM: state saved after step 6; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert cli.main(command) == 0
+    run = whole.run_dir.with_name("run")
+    assert lines_without_times(run) == lines_without_times(whole.run_dir)
+    left, right = (jax.tree.map(np.asarray, load_model(folder)[0]) for folder in (run, whole.run_dir))
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_time_that_is_up_stops_after_the_step_under_way(config_file):
+    with pytest.raises(RestartWanted, match=r"max_runtime: state saved after step 1"):
+        train(load_config(config_file, (*ONE_DEVICE, "max_runtime=1e-3")))
+    result = train(load_config(config_file, ONE_DEVICE))  # without a limit: a key that may change
+    assert (result.run_dir / "result.json").exists()
+
+
+def test_the_second_run_in_a_folder_names_the_first(config_file, tmp_path):
+    config = load_config(config_file, ONE_DEVICE)
+    code = "import sys; from rdro_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    with locked(config):
+        second = subprocess.run(
+            [sys.executable, "-c", code, "train", str(config_file), *ONE_DEVICE],
+            env=os.environ | {"XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert second.returncode == 2
+    assert f"is held by process {os.getpid()} on " in second.stderr
+    with locked(config):  # the folder is free again
+        pass
+
+
+def forward(params, batch):
+    return batch.reference_logps + params["s"] * jnp.where(batch.desirable, 1.0, -1.0)
+
+
+@pytest.mark.parametrize("loss", [RDRO(alpha=0.4), BCO()], ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(loss, bad):
+    batch = make_batch([(2, 3), (1, 4), (2, 2), (3, 5)], rows=2, slots=2, seq=16, labels=[True, False, True, False])
+    optimizer = optax.adam(0.1)
+    step = jax.jit(make_train_step(forward, loss, optimizer, num_microbatches=2))
+    state, told = step(init_state({"s": jnp.float32(0.3)}, optimizer, loss), batch)
+    assert told["skipped"] == 0
+    poisoned = batch._replace(reference_logps=batch.reference_logps.at[1, 0].set(bad))
+    after, told = step(state, poisoned)
+    assert told["skipped"] == 1
+    assert after.step == state.step + 1
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=0), state._replace(step=0))
+
+
+def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config_file, monkeypatch, capsys):
+    """Rows are poisoned in the loader, step by step, as a broken device or file would."""
+    loops = sys.modules["rdro_jax.train.loop"]
+    put = loops.global_arrays
+    calls = []
+
+    def poisoned(batch, sharding, bad=frozenset()):
+        calls.append(1)
+        if len(calls) in bad:
+            batch = batch._replace(reference_logps=np.full_like(batch.reference_logps, np.nan))
+        return put(batch, sharding)
+
+    # two calls come before the first step: the self-test and the compilation
+    monkeypatch.setattr(loops, "global_arrays", lambda b, s: poisoned(b, s, {5, 7}))
+    result = train(load_config(config_file, (*ONE_DEVICE, "logging_steps=1")))
+    lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
+    assert [line["step"] for line in lines if line["skipped_steps"]] == [3, 5]
+    assert "loss" not in lines[2]
+    assert np.isfinite(lines[-1]["loss"])
+    assert capsys.readouterr().err.count("the step is skipped") == 2
+    calls.clear()
+    monkeypatch.setattr(loops, "global_arrays", lambda b, s: poisoned(b, s, {8, 9, 10}))
+    other = load_config(config_file, (*ONE_DEVICE, f"output_dir={result.run_dir}_again"))
+    message = r"step 8: loss nan.*rows \d+, .*3 steps in a row; .*the last good state is checkpoint-4"
+    with pytest.raises(DivergedError, match=message):
+        train(other)
+    assert json.loads((result.run_dir / "result.json").read_text())["skipped_steps"] == 0
