@@ -50,9 +50,9 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
     store = Path(config.reference.store or Path(config.output_dir) / "reference_store")
 
     def score(known):
-        # Its own architecture: a reference may be of another size, or turn its positions otherwise.
-        source = config.model
-        reference = make_policy(directory, policy.mesh, compute_dtype=source.compute_dtype, remat=source.remat)
+        source, reference = config.model, policy
+        if config.reference.path:  # another architecture, perhaps: of another size, or another rope
+            reference = make_policy(directory, policy.mesh, compute_dtype=source.compute_dtype, remat=source.remat)
         params, _ = load_model(directory, dtype=source.dtype, shardings=reference.param_shardings)
         return score_policy(config, reference, params, examples, known=known, title="reference log-probs")
 
