@@ -30,6 +30,9 @@ $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an environment of its own
 	.parity/bin/python -m pytest tests/parity
 
+bench: $(ENV)    ## measure head, packing and step on this machine: a table, and runs/bench.json
+	.venv/bin/python -m benchmarks
+
 lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

@@ -1,0 +1,21 @@
+"""How large the measured things are."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Qwen 2 shaped decoder and its batch."""
+
+    layers: int = 4
+    d_model: int = 256
+    vocab: int = 32_000
+    rows: int = 8
+    seq: int = 256
+    """Tokens in a row."""
+    examples: int = 16
+    """Examples of the packing benchmark."""
+    matmul: int = 2048
+    """Side of the square matrices whose product measures the peak."""
+    repeats: int = 5
+    seed: int = 0
