@@ -29,6 +29,16 @@ def test_log_probs_are_found_by_content(tmp_path):
     assert np.isnan(load_logps(tmp_path, "f", examples(3, seed=9))).all()
 
 
+def test_the_whole_hash_is_the_key(tmp_path):
+    """Examples whose hashes share a half are different examples."""
+    data = examples(4)
+    save_logps(tmp_path, "f", data, np.arange(4, dtype=np.float32))
+    for half in (0, 1):
+        crossed = data.hashes.copy()
+        crossed[:, half] = np.roll(crossed[:, half], 1)
+        assert np.isnan(load_logps(tmp_path, "f", data._replace(hashes=crossed))).all()
+
+
 def test_only_what_is_missing_is_asked_for(tmp_path):
     data = examples(6)
     save_logps(tmp_path, "f", subset(data, [0, 1]), np.array([7, 8], np.float32))

@@ -1,0 +1,33 @@
+"""The exported folder is the checkpoint: its numbers, in the type the run held them in, with its tokenizer."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import CONFIG, write_folder
+
+from rdro_jax.checkpoint import CheckpointConfig, CheckpointWriter
+from rdro_jax.config import load_config
+from rdro_jax.export import export
+from rdro_jax.models import init_params, load_model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_and_type_are_those_of_the_checkpoint(dtype, tmp_path):
+    home, run = write_folder(tmp_path), tmp_path / "run"
+    (home / "run.yaml").write_text("loss: {name: rdro}")
+    paths = [f"output_dir={run}", f"model.path={home / 'model'}", f"data.train={home / 'train.jsonl'}"]
+    run.mkdir()
+    (run / "config.yaml").write_text(load_config(home / "run.yaml", [*paths, f"model.dtype={dtype}"]).to_yaml())
+    writer = CheckpointWriter(run, CheckpointConfig())
+    saved = {step: init_params(CONFIG, jax.random.key(step), dtype) for step in (1, 2)}
+    for step, params in saved.items():
+        writer.save(step, {"params": params}, {})
+    writer.wait()
+    assert export(run, tmp_path / "newest") == tmp_path / "newest"
+    export(run, tmp_path / "first", step=1)
+    for name, step in (("newest", 2), ("first", 1)):
+        exported, _ = load_model(tmp_path / name, dtype=dtype)
+        jax.tree.map(np.testing.assert_array_equal, exported, saved[step])
+    head = (tmp_path / "newest" / "model.safetensors").read_bytes()[:4000]
+    assert (b'"BF16"' in head, b'"F32"' in head) == (dtype == "bfloat16", dtype == "float32")
+    assert (tmp_path / "newest" / "tokenizer.json").read_bytes() == (home / "model" / "tokenizer.json").read_bytes()
