@@ -13,4 +13,4 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("rdro_jax.losses", "beartype.beartype")
+install_import_hook("rdro_jax.losses", "typecheck.typecheck")
