@@ -337,6 +337,8 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from rdro_jax.export import export
 
+    if arguments.out.exists():
+        raise StorageError(f"{arguments.out}: already exists; name a new folder or remove this one")
     export(arguments.run_dir, arguments.out, step=arguments.step)
     print(arguments.out)
 

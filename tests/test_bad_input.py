@@ -237,6 +237,7 @@ WEIGHT_FAULTS = {
 STORAGE_FAULTS = {
     "run folder below a file": Case(TRAIN + "output_dir={home}/run.yaml/run", 5, "output_dir: .*Not a directory"),
     "run folder is a file": Case(TRAIN + "output_dir={home}/run.yaml", 5, "output_dir: .*File exists"),
+    "export over a folder": Case("export {home}/run {home}/model", 5, "model: already exists"),
     "import over a folder": Case(
         "import-gguf {home}/m.gguf {home}/model", 5, "model: already exists", write("m.gguf", b"GGUF")
     ),
