@@ -60,6 +60,9 @@ class Template(NamedTuple):
     """True where a completion ends with a special token; a model never shown one does not learn to stop."""
     control: re.Pattern[str] | None = None
     """Finds the tokenizer's special tokens spelled out in a text; None where it has none."""
+    header: str = ""
+    """What the template writes between the last special token of a prompt and the completion, if a text may be
+    tokenised in two pieces there."""
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -126,7 +129,26 @@ def read_template(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | Sequence[tup
     stop = control.search(tail) if control else None
     # A template without an end-of-turn token: its closing blanks are layout, not words to learn.
     end_of_turn = tail[: stop.end()] if stop else tail.rstrip()
-    return template._replace(tail=tail, end_of_turn=end_of_turn, ends_with_stop=stop is not None)
+    template = template._replace(tail=tail, end_of_turn=end_of_turn, ends_with_stop=stop is not None)
+    return template._replace(header=_find_header(prompt, full, tokenizer, control))
+
+
+def _find_header(prompt: str, full: str, tokenizer: Tokenizer, control: re.Pattern[str] | None) -> str:
+    """The end of the prompt after its last special token, if a text falls in two there for this tokenizer.
+
+    It does wherever special tokens are cut out before anything else happens to a text, unless they take the blanks
+    beside them along, or a text's first word is treated unlike the others.
+    """
+    found = list(control.finditer(prompt)) if control else []
+    if not found:
+        return ""
+    header = prompt[found[-1].end() :]
+    greedy = [token for token in tokenizer.added_tokens_decoder.values() if token.content == found[-1][0]]
+    if any(token.lstrip or token.rstrip or token.single_word for token in greedy):
+        return ""
+    before, rest = full[: found[-1].end()], full[found[-1].end() :]
+    whole, first, second = encode([full, before, rest], tokenizer)
+    return header if header and whole == [*first, *second] else ""
 
 
 def _concatenation(tokenizer: Tokenizer) -> Template:
@@ -266,4 +288,9 @@ def encode(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     """Token ids of each text, special tokens only where the text spells them out."""
     if not texts:
         return []
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

@@ -78,24 +78,35 @@ def _tokenise(records: Sequence[Record], tokenizer: Tokenizer, template: Templat
     completion are tokenised apart, provided that reads back as the same text.
     """
     texts = [_attempt(render_text, record, tokenizer, template) for record in records]
-    sound = [text for text in texts if not isinstance(text, BadRow)]
-    encoded = iter(
-        zip(sound, encode([p for p, _ in sound], tokenizer), encode([f for _, f in sound], tokenizer), strict=True)
-    )
+    pieces = [_pieces(*text, template) for text in texts if not isinstance(text, BadRow)]
+    # Prompts repeat, headers nearly always: each text is tokenised once.
+    distinct = list(dict.fromkeys(piece for three in pieces for piece in three))
+    ids = dict(zip(distinct, encode(distinct, tokenizer), strict=True))
+    encoded = iter([ids[piece] for piece in three] for three in pieces)
     for record, text in zip(records, texts, strict=True):
-        yield text if isinstance(text, BadRow) else _attempt(_assemble, record, *next(encoded), tokenizer, template)
+        yield (
+            text if isinstance(text, BadRow) else _attempt(_assemble, record, text, *next(encoded), tokenizer, template)
+        )
+
+
+def _pieces(prompt: str, full: str, template: Template) -> tuple[str, str, str]:
+    """What comes before the header, the header, and the header with what comes after it; all one if there is none."""
+    cut = len(prompt) - len(template.header) if template.header and prompt.endswith(template.header) else 0
+    return full[:cut], prompt[cut:], full[cut:]
 
 
 def _assemble(
     record: Record,
     texts: tuple[str, str],
-    prompt: list[int],
-    full: list[int],
+    before: list[int],
+    header: list[int],
+    rest: list[int],
     tokenizer: Tokenizer,
     template: Template,
 ) -> Rendered:
-    """Prompt ids and full ids -> the whole example."""
-    if full[: len(prompt)] != prompt:
+    """Ids of the `_pieces` -> the whole example."""
+    prompt, full = [*before, *header], [*before, *rest]
+    if rest[: len(header)] != header:
         full = _tokenise_apart(record, texts, prompt, full, tokenizer)
     tokens = [*template.prefix, *full, *template.suffix]
     prompt_length = len(template.prefix) + len(prompt)
