@@ -19,7 +19,7 @@ from rdro_jax.errors import (
     WeightError,
 )
 
-COMMANDS = ("train", "eval", "generate", "export", "import-gguf", "study", "quickstart")
+COMMANDS = ("train", "prepare", "preview", "eval", "generate", "export", "import-gguf", "study", "quickstart")
 HEAVY = ("jax", "numpy", "pydantic", "omegaconf", "transformers", "flax", "orbax", "grain", "rich")
 
 CONFIG = """\

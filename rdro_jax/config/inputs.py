@@ -15,6 +15,11 @@ def check_inputs(config: Config) -> None:
     for key, folder in {"model.path": config.model.path, "reference.path": config.reference.path}.items():
         if folder is not None:
             _check_model(key, Path(folder))
+    check_data(config)
+
+
+def check_data(config: Config) -> None:
+    """Return if the data a run names are there. Raises: RecordError, naming the config key and the path."""
     for key, value in {"data.train": config.data.train, "data.eval": config.data.eval}.items():
         for path in [source.path for source in sources_of(value)] if value is not None else []:
             if not path.startswith(HUB) and not Path(path).exists():

@@ -6,7 +6,8 @@ from rdro_jax.data.examples import Examples, load_examples
 from rdro_jax.data.loader import Loader, epoch_order, make_loader
 from rdro_jax.data.mismatched import Mismatched
 from rdro_jax.data.pack import pack_batch, pack_row, plan_rows
-from rdro_jax.data.prompts import prompt_rates
+from rdro_jax.data.prepare import prepare
+from rdro_jax.data.prompts import prompt_rates, shared_prompts
 from rdro_jax.data.report import ClassReport, DataReport, Layout
 from rdro_jax.data.vocabulary import check_words
 
@@ -28,8 +29,10 @@ __all__ = [
     "pack_batch",
     "pack_row",
     "plan_rows",
+    "prepare",
     "prompt_rates",
     "render_prompt",
+    "shared_prompts",
     "sources_of",
     "tokenizer_hash",
 ]

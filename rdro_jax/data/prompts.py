@@ -1,7 +1,7 @@
 """What the rows of one prompt say together: how often a completion of it is preferred."""
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from rdro_jax.data.examples import Examples
 
@@ -23,3 +23,10 @@ def prompt_rates(examples: Examples) -> Float32[np.ndarray, "examples"]:
     if examples.prompt_alpha is not None:
         rates = np.where(np.isnan(examples.prompt_alpha), rates, examples.prompt_alpha)
     return np.maximum(rates, LEAST_RATE).astype(np.float32)
+
+
+def shared_prompts(examples: Examples, others: Examples) -> Bool[np.ndarray, "examples"]:
+    """True where an example's prompt is one of the others' prompts: such an example is held out in name only."""
+    assert examples.prompt_hashes is not None
+    assert others.prompt_hashes is not None
+    return np.isin(examples.prompt_hashes, others.prompt_hashes)

@@ -124,6 +124,16 @@ class DataReport:
     packing: PackingReport | None = None
     """How full the rows of the first epoch are; None where no epoch was planned."""
 
+    def summary(self) -> str:
+        """The report in one line."""
+        left_out = ", ".join(f"{count} x {reason}" for reason, count in self.dropped.items()) or "none"
+        full = f", rows {self.packing.utilisation:.1%} full" if self.packing else ""
+        return (
+            f"{self.kept} examples of {self.rows} {self.format} rows ({self.desirable.kept} desirable, "
+            f"{self.undesirable.kept} not; alpha {self.alpha:.4f}), {self.tokens} tokens{full}; cut: "
+            f"{self.desirable.truncated} desirable, {self.undesirable.truncated} not; left out: {left_out}"
+        )
+
     def to_json(self) -> str:
         """The report as a JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)

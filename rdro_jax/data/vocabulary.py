@@ -8,6 +8,8 @@ from jaxtyping import Int
 from rdro_jax.data.chat import load_tokenizer
 from rdro_jax.errors import WeightError
 
+BLOCK = 1 << 22
+
 
 def check_words(tokens: Int[np.ndarray, "tokens"], vocabularies: Mapping[str, int]) -> None:
     """Return if every model knows all `tokens`, by the words they stand for. The tokens are the first model's.
@@ -17,7 +19,9 @@ def check_words(tokens: Int[np.ndarray, "tokens"], vocabularies: Mapping[str, in
 
     Raises: WeightError naming the folder and the token.
     """
-    used = np.unique(tokens).tolist()
+    # Block by block, because the tokens may be on disk and more than memory holds.
+    blocks = [np.unique(tokens[begin : begin + BLOCK]) for begin in range(0, len(tokens), BLOCK)]
+    used = np.unique(np.concatenate(blocks)).tolist()
     ours, *others = vocabularies
     for folder, size in vocabularies.items():
         if used[-1] >= size:

@@ -24,7 +24,16 @@ from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loader
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.recorder import Recorder, due
-from rdro_jax.train.run import RunFolder, finished_metrics, identity, locked, open_run, read_data, write_result
+from rdro_jax.train.run import (
+    RunFolder,
+    check_vocabulary,
+    finished_metrics,
+    identity,
+    locked,
+    open_run,
+    read_data,
+    write_result,
+)
 from rdro_jax.train.state import TrainState, init_state, state_items, state_shardings
 from rdro_jax.train.step import make_train_step
 from rdro_jax.train.stopping import stop_requests
@@ -84,7 +93,8 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     if done is not None:
         say(f"{run.path}: this run is finished; name another output_dir for a new one")
         return RunResult(run.path, done)
-    train_examples, eval_examples = read_data(config, run)
+    train_examples, eval_examples = read_data(config, run.path)
+    check_vocabulary(config, train_examples, eval_examples)
     loader = make_training_loader(config, policy, train_examples, run.resume_step)
     heldout = make_heldout_set(config, policy, eval_examples) if eval_examples else None
 

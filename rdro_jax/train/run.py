@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from rdro_jax.checkpoint import load_meta, sound_steps
 from rdro_jax.config import Config
-from rdro_jax.data import Examples, check_words, load_examples, load_tokenizer
+from rdro_jax.data import Examples, check_words, prepare, shared_prompts
 from rdro_jax.errors import ConfigError, StorageError
 from rdro_jax.models import load_config as load_model_config
 from rdro_jax.train.console import say
@@ -24,7 +24,10 @@ from rdro_jax.train.console import say
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock_holder"
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = "config.yaml", "metrics.jsonl", "result.json"
 DATA_REPORT_FILE = "data_report.json"
-MAY_CHANGE = ("output_dir", "logging_steps", "eval_steps", "checkpoint", "max_runtime", "max_skipped_steps")
+MAY_CHANGE = (
+    *("output_dir", "logging_steps", "eval_steps", "checkpoint", "max_runtime", "max_skipped_steps"),
+    *("data.prepared", "data.workers"),
+)
 """Keys a resumed run may give another value; all others decide its numbers."""
 PACKAGES = ("rdro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -44,9 +47,8 @@ def open_run(config: Config) -> RunFolder:
 
     Raises `StorageError` where it cannot be written, `ConfigError` where it holds a run of another config.
     """
-    path = Path(config.output_dir)
+    path = make_folder(config)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         (path / "environment.json").write_text(json.dumps(environment(), indent=2))
         step, faults = sound_steps(path)
         for fault in faults:
@@ -66,12 +68,11 @@ def locked(config: Config) -> Iterator[None]:
 
     Raises `ConfigError` naming the process that holds it, `StorageError` where the folder cannot be written.
     """
-    path = Path(config.output_dir)
     if jax.process_index() != 0:
         yield
         return
+    path = make_folder(config)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK_FILE, timeout=0)
         lock.acquire()
     except Timeout:
@@ -89,26 +90,49 @@ def locked(config: Config) -> Iterator[None]:
         lock.release()
 
 
-def read_data(config: Config, run: RunFolder) -> tuple[Examples, Examples | None]:
-    """Training and held-out examples, tokenised; what became of their rows goes into data_report.json."""
-    tokenizer = load_tokenizer(config.model.path)
-    paired = config.loss.paired
+def make_folder(config: Config) -> Path:
+    """The run folder. Raises: StorageError where it cannot be made."""
+    path = Path(config.output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
+    return path
+
+
+def read_data(config: Config, folder: Path) -> tuple[Examples, Examples | None]:
+    """Training and held-out examples, tokenised unless they were before; `folder` gets their data_report.json."""
+    data, paired = config.data, config.loss.paired
     read = functools.partial(
-        load_examples,
-        tokenizer=tokenizer,
-        config=config.data,
+        prepare,
+        tokenizer=config.model.path,
+        config=data,
+        folder=data.prepared or Path(config.output_dir) / "prepared",
         require_label=config.loss.needs_reference or paired,
         layout="paired" if paired else "unpaired",
+        tell=say,
     )
-    training = read(config.data.train)
-    heldout = read(config.data.eval) if config.data.eval else None
+    if data.heldout_fraction:
+        training, heldout = read(data.train, side="train"), read(data.train, side="heldout")
+    else:
+        training, heldout = read(data.train), read(data.eval) if data.eval else None
+    reports = {"train": dataclasses.asdict(training.report)}
+    if heldout is not None:
+        reports["eval"] = dataclasses.asdict(heldout.report)
+        seen = shared_prompts(heldout, training)
+        reports["eval"]["prompts_in_train"] = int(seen.sum())
+        if seen.any():
+            say(f"{heldout.report.path}: {seen.sum()} of {len(seen)} held-out examples have a prompt trained on")
+    write_json(folder / DATA_REPORT_FILE, reports)
+    return training, heldout
+
+
+def check_vocabulary(config: Config, *parts: Examples | None) -> None:
+    """Raise where the tokenizer writes tokens that the policy or the reference does not know."""
     folders = [config.model.path, *([config.reference.path] if config.reference.path else [])]
     vocabularies = {folder: load_model_config(folder).vocab_size for folder in folders}
-    for examples in filter(None, (training, heldout)):
+    for examples in filter(None, parts):
         check_words(examples.tokens, vocabularies)
-    reports = {"train": training.report} | ({"eval": heldout.report} if heldout else {})
-    write_json(run.path / DATA_REPORT_FILE, {name: dataclasses.asdict(report) for name, report in reports.items()})
-    return training, heldout
 
 
 def write_result(run: RunFolder, metrics: dict[str, Any]) -> None:
@@ -145,7 +169,7 @@ def environment() -> dict[str, Any]:
 def identity(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run, by dotted key: the config without what a resumed run may change."""
     flat = _flatten(config.model_dump(mode="json"))
-    return {key: value for key, value in flat.items() if key.partition(".")[0] not in MAY_CHANGE}
+    return {key: value for key, value in flat.items() if not {key, key.partition(".")[0]} & {*MAY_CHANGE}}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""Tokenised data on disk: one folder of memory-mapped arrays, named by the hash of everything that decides them."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from rdro_jax.data.config import DataConfig, Source
+from rdro_jax.data.examples import Arrays, Part, Side, Tally
+from rdro_jax.data.records import FaultLog
+from rdro_jax.data.report import Layout, SourceReport
+from rdro_jax.data.sources import source_files
+from rdro_jax.errors import StorageError
+
+STORE_VERSION = 1
+"""Raised when a change of ours alters what the same rows become, so that no artefact outlives it."""
+
+META_FILE = "meta.json"
+DECIDING = ("max_length", "max_prompt_length", "max_completion_length", "truncation", "chat_template_kwargs")
+"""Settings that decide what a row becomes. What is done about bad rows is decided when the artefact is opened."""
+
+
+class Artefact(NamedTuple):
+    """What was stored: arrays that stay on disk until they are read, and what was counted on the way."""
+
+    path: Path
+    arrays: Arrays
+    tally: Tally
+    sources: list[SourceReport]
+
+
+def content_key(
+    sources: Sequence[Source], tokenizer: str, config: DataConfig, *, require_label: bool, layout: Layout, side: Side
+) -> str:
+    """128-bit hash, as hex, of the sources' bytes and of all that decides what becomes of them.
+
+    `tokenizer` is the `tokenizer_hash`. Raises: RecordError for a source that cannot be read.
+    """
+    files = {source.path: [_file_hash(path) for path in source_files(source)] for source in sources}
+    deciding = {name: getattr(config, name) for name in DECIDING}
+    split = [side, config.heldout_fraction] if side != "all" else [side]
+    parts = [STORE_VERSION, [dataclasses.astuple(source) for source in sources], files, tokenizer, deciding, split]
+    return xxhash.xxh3_128_hexdigest(json.dumps([*parts, require_label, layout]).encode())
+
+
+def _file_hash(path: str | Path) -> str:
+    """128-bit hash of a file's bytes; the name of a file that cannot be read, which reading will complain about."""
+    digest = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    except OSError:
+        return str(path)
+    return digest.hexdigest()
+
+
+def save_part(path: Path, part: Part) -> None:
+    """Write one part in one move: a file that is there is whole."""
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(part.arrays, unfinished, metadata={"tally": json.dumps(tally_to_json(part.tally))})
+    unfinished.replace(path)
+
+
+def load_part_tally(path: Path) -> Tally:
+    """What was counted in a stored part."""
+    with safe_open(path, framework="numpy") as file:
+        return tally_from_json(json.loads(file.metadata()["tally"]))
+
+
+def tally_to_json(tally: Tally) -> dict[str, Any]:
+    """The tally as JSON values."""
+    too_long = {str(int(label)): count for label, count in tally.too_long.items()}
+    return vars(tally) | {"faults": vars(tally.faults), "columns": sorted(tally.columns), "too_long": too_long}
+
+
+def tally_from_json(values: dict[str, Any]) -> Tally:
+    """The tally that `tally_to_json` wrote."""
+    faults = FaultLog(values["faults"]["first"], Counter(values["faults"]["causes"]))
+    too_long = Counter({label == "1": count for label, count in values["too_long"].items()})
+    return Tally(**values | {"faults": faults, "columns": set(values["columns"]), "too_long": too_long})
+
+
+def merge_parts(parts: Sequence[Path], folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write the arrays of all parts, one after the other, and what is known of them; one part in memory at a time."""
+    shapes = [_shapes(part) for part in parts]
+    arrays = {
+        name: np.lib.format.open_memmap(
+            folder / f"{name}.npy", "w+", dtype, (sum(part[name][1][0] for part in shapes), *shape[1:])
+        )
+        for name, (dtype, shape) in shapes[0].items()
+    }
+    begins = dict.fromkeys(arrays, 0)
+    for part in parts:
+        for name, values in load_file(part).items():
+            arrays[name][begins[name] : begins[name] + len(values)] = values
+            begins[name] += len(values)
+    for array in arrays.values():
+        array.flush()
+    files = {f"{name}.npy": _identity(folder / f"{name}.npy") for name in arrays}
+    (folder / META_FILE).write_text(json.dumps({**meta, "files": files}, indent=2))
+
+
+def _shapes(part: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Type and shape of the arrays of a part."""
+    return {name: (values.dtype, values.shape) for name, values in load_file(part).items()}
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "xxh3": _file_hash(path)}
+
+
+def open_artefact(path: Path, *, verify: bool = False) -> Artefact:
+    """A stored artefact; `verify` reads all of it and compares its hashes, else only the files' sizes are compared.
+
+    Raises: StorageError for an artefact that is damaged.
+    """
+    meta = json.loads((path / META_FILE).read_text())
+    for name, wanted in meta["files"].items():
+        file = path / name
+        got = file.stat().st_size if file.is_file() else None
+        if got != wanted["bytes"] or (verify and _file_hash(file) != wanted["xxh3"]):
+            raise StorageError(f"{file}: damaged since it was prepared; remove {path} and it is prepared again")
+    arrays = {Path(name).stem: np.load(path / name, mmap_mode="r") for name in meta["files"]}
+    return Artefact(path, arrays, tally_from_json(meta["tally"]), [SourceReport(**s) for s in meta["sources"]])
