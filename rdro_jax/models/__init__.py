@@ -1,7 +1,7 @@
 """Decoders of Llama 3, Qwen 2 / 2.5 and Qwen 3 as pure functions, read from and written to Hugging Face folders."""
 
 from rdro_jax.models.attention import Cache
-from rdro_jax.models.config import ModelConfig, RopeConfig
+from rdro_jax.models.config import ModelConfig, MoEConfig, RopeConfig
 from rdro_jax.models.decoder import (
     Params,
     abstract_params,
@@ -13,11 +13,13 @@ from rdro_jax.models.decoder import (
     output_embedding,
 )
 from rdro_jax.models.families import FAMILIES
-from rdro_jax.models.hf import load_config, load_model, save_model
+from rdro_jax.models.hf import load_config, load_model
+from rdro_jax.models.save import save_model
 
 __all__ = [
     "FAMILIES",
     "Cache",
+    "MoEConfig",
     "ModelConfig",
     "Params",
     "RopeConfig",

@@ -54,6 +54,14 @@ def cache_mask(
     return ((slot >= first_slot[:, None, None]) & (slot <= query)) | (slot == query)
 
 
+def in_window(
+    window: int | None, start: Int[Array, ""], num_queries: int, num_slots: int
+) -> Bool[Array, "queries slots"]:
+    """True where a slot is among the last `window` up to the query's own; queries stand at slots `start` onwards."""
+    query = start + jnp.arange(num_queries)[:, None]
+    return jnp.arange(num_slots)[None] > query - (num_slots if window is None else window)
+
+
 def attend(
     queries: Float[Array, "rows heads queries head_dim"],
     keys: Float[Array, "rows kv_heads slots head_dim"],

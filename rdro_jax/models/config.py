@@ -6,20 +6,43 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding: base wavelength and, for `llama3`, how long wavelengths are stretched."""
+    """Rotary position embedding: base wavelength, and how wavelengths are stretched beyond the original context."""
 
-    kind: Literal["default", "llama3"] = "default"
-    """`default`: plain RoPE. `llama3`: wavelengths beyond the original context are divided, with a smooth passage."""
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    """`default`: plain RoPE. `linear`: all wavelengths times `factor`. `llama3`, `yarn`: long ones only, the passage
+    from short to long being smooth over wavelengths or over their indices."""
     theta: float = 10000.0
     """Base of the geometric series of wavelengths."""
     factor: float = 1.0
-    """llama3: division of the frequencies of long wavelengths."""
+    """Division of the frequencies of stretched wavelengths."""
     low_freq_factor: float = 1.0
     """llama3: wavelengths above original context / this are divided in full."""
     high_freq_factor: float = 4.0
     """llama3: wavelengths below original context / this are left alone."""
     original_max_position_embeddings: int = 8192
-    """llama3: context of the pretraining before stretching, in tokens."""
+    """llama3, yarn: context of the pretraining before stretching, in tokens."""
+    beta_fast: float = 32.0
+    """yarn: wavelengths with more turns than this within the original context are left alone."""
+    beta_slow: float = 1.0
+    """yarn: wavelengths with fewer turns than this within the original context are divided in full."""
+    truncate: bool = True
+    """yarn: the passage begins and ends at whole indices of wavelengths."""
+    attention_factor: float = 1.0
+    """yarn: multiplies queries and keys, to counter the wider spread of a longer context."""
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """A feed-forward layer of which each token uses a few parts, the experts."""
+
+    n_experts: int
+    """Experts per layer."""
+    n_active: int
+    """Experts a token is sent to: those its router scores highest."""
+    d_expert: int
+    """Width of the gated feed-forward layer of one expert."""
+    normalise: bool = False
+    """True where the weights of a token's experts are divided by their sum."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ class ModelConfig:
     """Width of one head; even."""
     d_ff: int
     """Width of the gated feed-forward layer."""
+    moe: MoEConfig | None = None
+    """Experts in place of the one feed-forward layer of width `d_ff` (Qwen 3 MoE)."""
     rms_norm_eps: float = 1e-6
     """Added to the mean square before its root."""
     rope: RopeConfig = field(default_factory=RopeConfig)
@@ -60,6 +85,10 @@ class ModelConfig:
     """True where query, key and value projections have a bias (Qwen 2, 2.5)."""
     qk_norm: bool = False
     """True where queries and keys are normalised per head (Qwen 3)."""
+    sliding_window: int | None = None
+    """Tokens a query sees, itself included; None: all before it."""
+    first_sliding_layer: int = 0
+    """Layers before this one see everything whatever the window (Qwen 2 with a window)."""
     max_position_embeddings: int = 2048
     """Longest sequence the model was made for, in tokens."""
     eos_token_ids: tuple[int, ...] = ()

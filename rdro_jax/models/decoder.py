@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.models.attention import Attention, Cache, CacheSite, cache_mask, packed_mask, projection
+from rdro_jax.models.attention import Attention, Cache, CacheSite, cache_mask, in_window, packed_mask, projection
 from rdro_jax.models.config import ModelConfig
+from rdro_jax.models.moe import RoutedMLP
 from rdro_jax.models.norm import RMSNorm
 from rdro_jax.models.rope import Rotation, rotation
 
@@ -46,7 +47,8 @@ class DecoderBlock(nn.Module):
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
         mixed, cache = Attention(c, name="self_attn")(normed, turn, mask, site)
         x = x + mixed
-        return x + MLP(c, name="mlp")(RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)), cache
+        mlp = MLP(c, name="mlp") if c.moe is None else RoutedMLP(c, name="mlp")
+        return x + mlp(RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)), cache
 
 
 def init_params(config: ModelConfig, key: Array, dtype: str = "float32") -> Params:
@@ -113,15 +115,25 @@ def forward(
     segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
     turn = rotation(config.rope, config.head_dim, positions)
     mask = packed_mask(segment_ids)
+    masks = _masks(config, mask, in_window(config.sliding_window, jnp.int32(0), tokens.shape[1], tokens.shape[1]))
 
-    def layer(x: Array, layer_params: Params) -> tuple[Array, None]:
-        x, _ = _apply(config, layer_params, x, turn, mask)
+    def layer(x: Array, scanned: tuple[Params, Array]) -> tuple[Array, None]:
+        layer_params, index = scanned
+        x, _ = _apply(config, layer_params, x, turn, masks(index))
         return constrain("activations", x), None
 
     # prevent_cse=False: inside a scan XLA cannot merge the recomputation with the first pass anyway.
     body = jax.checkpoint(layer, prevent_cse=False) if config.remat == "full" else layer
-    x, _ = jax.lax.scan(body, constrain("activations", _embed(params, config, tokens)), params["layers"])
+    layers = (params["layers"], jnp.arange(config.n_layers))
+    x, _ = jax.lax.scan(body, constrain("activations", _embed(params, config, tokens)), layers)
     return _final_norm(params, config, x)
+
+
+def _masks(config: ModelConfig, mask: Array, window: Array) -> Callable[[Array], Array]:
+    """The mask of each layer by its index: the same for all, unless some of them look through a window."""
+    if config.sliding_window is None:
+        return lambda index: mask
+    return lambda index: mask & (window | (index < config.first_sliding_layer))
 
 
 def init_cache(config: ModelConfig, rows: int, slots: int) -> Cache:
@@ -147,12 +159,13 @@ def forward_cached(
     positions = jnp.maximum(start + jnp.arange(tokens.shape[1])[None] - first_slot[:, None], 0)
     turn = rotation(config.rope, config.head_dim, positions)
     mask = cache_mask(first_slot, start, tokens.shape[1], slots)
+    masks = _masks(config, mask, in_window(config.sliding_window, start, tokens.shape[1], slots))
 
     # The cache is the scan's carry, not its input and output: carried, XLA updates it in place.
     def layer(carry: tuple[Array, Cache], scanned: tuple[Params, Array]) -> tuple[tuple[Array, Cache], None]:
         x, cache = carry
         layer_params, index = scanned
-        x, written = _apply(config, layer_params, x, turn, mask, CacheSite(cache, index, start))
+        x, written = _apply(config, layer_params, x, turn, masks(index), CacheSite(cache, index, start))
         return (x, cast(Cache, written)), None
 
     initial = (_embed(params, config, tokens), cache)

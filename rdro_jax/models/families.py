@@ -21,8 +21,10 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", llama.TABLE, llama.read_config, llama.write_config),
+    "mistral": Family("MistralForCausalLM", llama.TABLE, llama.read_mistral, llama.write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", qwen.QWEN2_TABLE, qwen.read_qwen2, qwen.write_qwen),
     "qwen3": Family("Qwen3ForCausalLM", qwen.QWEN3_TABLE, qwen.read_qwen3, qwen.write_qwen),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", qwen.QWEN3_MOE_TABLE, qwen.read_qwen3_moe, qwen.write_qwen3_moe),
 }
 
 

@@ -1,35 +1,60 @@
-"""The tensors of a model folder: found, opened and described, not yet read. Damaged files are refused in one line."""
+"""The tensors of a model folder: found, described, read in parts, written one by one. Damage is refused in one line."""
 
 import json
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from rdro_jax.errors import WeightError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_JSON_BYTES = 100_000_000
+BLOCK_BYTES = 32_000_000
+"""Bytes of a tensor that are read at a time where all of it is wanted but not at once."""
+_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
 
 
 class Tensor(NamedTuple):
-    """A tensor in an open safetensors file, not yet read."""
+    """A tensor in a safetensors file, not read."""
 
     file: Path
     name: str
-    data: Any
+    shape: tuple[int, ...]
+    dtype: str
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.data.get_shape())
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return int(np.prod(self.shape)) * _BYTES[self.dtype]
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The part of the tensor at `index`.
+
+        The file is opened for each part: open, it stays mapped, and what was read of it would count as our memory.
+        """
+        with safe_open(self.file, framework="numpy") as opened:
+            return opened.get_slice(self.name)[index]
+
+    def digest(self) -> bytes:
+        """128-bit hash of its numbers as they lie in the file, read a block of rows at a time."""
+        digest = xxhash.xxh3_128()
+        rows = max(1, BLOCK_BYTES * self.shape[0] // max(self.nbytes, 1))
+        for at in range(0, self.shape[0], rows):
+            block = self.read((slice(at, min(at + rows, self.shape[0])),))
+            digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+        return digest.digest()
 
 
-def open_tensors(folder: Path, files: ExitStack) -> dict[str, Tensor]:
-    """Every tensor of the folder by name, files open and unread."""
+def open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder by name."""
     if (folder / WEIGHTS).exists():
-        return {tensor.name: tensor for tensor in _open_file(folder / WEIGHTS, files)}
+        return {tensor.name: tensor for tensor in _open_file(folder / WEIGHTS)}
     if not (folder / INDEX).exists():
         raise WeightError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}; only safetensors are read")
     weight_map = read_json(folder / INDEX).get("weight_map")
@@ -37,7 +62,7 @@ def open_tensors(folder: Path, files: ExitStack) -> dict[str, Tensor]:
         raise WeightError(f"{folder / INDEX}: weight_map is missing or empty; wanted tensor names to file names")
     found: dict[str, Tensor] = {}
     for name in sorted({_base_name(value, folder) for value in weight_map.values()}):
-        for tensor in _open_file(folder / name, files):
+        for tensor in _open_file(folder / name):
             if tensor.name in found:
                 raise WeightError(
                     f"{tensor.file}: duplicate tensor {tensor.name!r}, also in {found[tensor.name].file.name}"
@@ -61,19 +86,18 @@ def _base_name(value: Any, folder: Path) -> str:
     return value
 
 
-def _open_file(file: Path, files: ExitStack) -> list[Tensor]:
+def _open_file(file: Path) -> list[Tensor]:
     """The tensors of one safetensors file, of a type we read."""
     _check_inside(file)
     try:
-        opened = files.enter_context(safe_open(file, framework="numpy"))
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            tensors = [Tensor(file, name, tuple(at.get_shape()), at.get_dtype()) for name, at in slices.items()]
     except (SafetensorError, OSError) as error:
         raise WeightError(f"{file}: not a whole safetensors file ({error}){_diagnosis(file)}") from None
-    tensors = [Tensor(file, name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118 (not a dict)
     for tensor in tensors:
-        if tensor.data.get_dtype() not in ("F32", "BF16", "F16", "F64"):
-            raise WeightError(
-                f"{file}: tensor {tensor.name!r} has type {tensor.data.get_dtype()}; wanted F32, BF16 or F16"
-            )
+        if tensor.dtype not in _BYTES:
+            raise WeightError(f"{file}: tensor {tensor.name!r} has type {tensor.dtype}; wanted F32, BF16 or F16")
     return tensors
 
 
@@ -100,12 +124,47 @@ def _diagnosis(file: Path) -> str:
     return "; download it again"
 
 
-def same_numbers(one: Tensor, other: Tensor, rows: int = 4096) -> bool:
-    """True where two matrices hold the same numbers, read a block of rows at a time."""
-    if one.shape != other.shape:
-        return False
-    ends = [(at, min(at + rows, one.shape[0])) for at in range(0, one.shape[0], rows)]
-    return all(np.array_equal(one.data[at:end], other.data[at:end]) for at, end in ends)
+class Entry(NamedTuple):
+    """A tensor to be written, and how to get its numbers when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    numbers: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def write_tensors(file: Path, entries: Iterable[Entry]) -> dict[str, bytes]:
+    """Writes a safetensors file tensor by tensor and returns the digest of each.
+
+    The format: length of the header in 8 bytes, the header as JSON, the numbers, little-endian and without gaps.
+
+    By hand because the library's writer wants all tensors of a file in memory at once.
+    """
+    entries = list(entries)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    digests, at = {}, 0
+    for entry in entries:
+        place = {"shape": list(entry.shape), "data_offsets": [at, at + entry.nbytes]}
+        header[entry.name] = {"dtype": _NAMES[entry.dtype.name]} | place
+        at += entry.nbytes
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the format asks for aligned data
+    with file.open("wb") as out:
+        out.write(len(encoded).to_bytes(8, "little") + encoded)
+        for entry in entries:
+            numbers = np.ascontiguousarray(entry.numbers())
+            assert (numbers.shape, numbers.dtype) == (entry.shape, entry.dtype), f"{entry.name} is not as announced"
+            raw = numbers.reshape(-1).view(np.uint8).data
+            digests[entry.name] = xxhash.xxh3_128_digest(raw)
+            out.write(raw)
+        out.flush()
+        os.fsync(out.fileno())  # a folder moved into place must not lose its weights to a power cut
+    return digests
 
 
 def read_json(file: Path) -> dict[str, Any]:

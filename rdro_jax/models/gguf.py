@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rdro_jax.errors import ConfigError, StorageError, WeightError
+from rdro_jax.models.folder import Entry, write_tensors
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -85,7 +86,7 @@ def import_gguf(file: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -
             write_json(folder / "config.json", config | stops)
             write_json(folder / "generation_config.json", stops)
             write_tokenizer(source, folder)
-            write_safetensors(source, names, config, folder / "model.safetensors")
+            write_weights(source, names, config, folder / "model.safetensors")
             if out.exists():
                 out.rmdir()
             folder.rename(out)
@@ -262,22 +263,15 @@ def row_order(config: dict[str, Any]) -> Callable[[str, np.ndarray], np.ndarray]
     return reorder
 
 
-def write_safetensors(source: Gguf, names: dict[str, str], config: dict[str, Any], path: Path) -> None:
-    """Writes a safetensors file tensor by tensor: header length, JSON header, then raw little-endian float32."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for hf, name in names.items():
-        shape = tensor_shape(source, name)
-        end = offset + 4 * int(np.prod(shape))
-        header[hf] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the format asks for aligned data
+def write_weights(source: Gguf, names: dict[str, str], config: dict[str, Any], path: Path) -> None:
+    """Writes the safetensors file, float32, one dequantised tensor in memory at a time."""
     reorder = row_order(config)
-    with path.open("wb") as out:
-        out.write(len(encoded).to_bytes(8, "little") + encoded)
-        for hf, name in names.items():
-            out.write(np.ascontiguousarray(reorder(hf, read_tensor(source, name)), "<f4").data)
+
+    def entry(hf: str, name: str) -> Entry:
+        numbers = lambda: reorder(hf, read_tensor(source, name))  # noqa: E731
+        return Entry(hf, tensor_shape(source, name), np.dtype(np.float32), numbers)
+
+    write_tensors(path, [entry(hf, name) for hf, name in names.items()])
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Llama 3.x (and what shares its architecture, such as SmolLM2): configuration and weight table."""
+"""Llama 3.x (and what shares its architecture, such as SmolLM2 and Mistral): configuration and weight table."""
 
 from typing import Any
 
 from rdro_jax.errors import WeightError
-from rdro_jax.models.config import ModelConfig, RopeConfig
+from rdro_jax.models.config import ModelConfig
+from rdro_jax.models.fields import number, size, truth
+from rdro_jax.models.rope_config import read_rope, write_rope
 from rdro_jax.models.weights import IDENTITY, Weight, kernel, scale
 
 TABLE = (
@@ -20,39 +22,70 @@ TABLE = (
     Weight("model.norm.weight", "norm/scale", IDENTITY),
 )
 
-_LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_READ = {
+    "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "tie_word_embeddings",
+    "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
+    "attention_bias", "mlp_bias", "quantization_config", "auto_map", "eos_token_id",
+    "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
+    "decoder_sparse_step", "mlp_only_layers",
+}  # fmt: skip
+_HARMLESS = {
+    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "cache_implementation", "name",
+    "bos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id", "bad_words_ids",
+    "initializer_range", "attention_dropout", "hidden_dropout", "pretraining_tp", "gradient_checkpointing",
+    "output_router_logits", "router_aux_loss_coef", "head_dtype", "chat_template", "task_specific_params",
+    "id2label", "label2id", "num_labels", "problem_type", "chunk_size_feed_forward", "return_dict", "finetuning_task",
+    "is_encoder_decoder", "is_decoder", "tokenizer_class", "max_length", "min_length", "do_sample", "temperature",
+    "top_k", "top_p", "typical_p", "num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty",
+    "repetition_penalty", "length_penalty", "encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "early_stopping",
+    "transformers.js_config", "is_llama_config", "unsloth_version", "unsloth_fixed", "license",
+    "prefix", "max_new_tokens",
+}  # fmt: skip
+"""Fields that training, sampling or other tools read: they change nothing that a forward pass computes."""
 
 
-def read_config(hf: dict[str, Any]) -> ModelConfig:
+def read_config(hf: dict[str, Any], *, may_slide: bool = False) -> ModelConfig:
     """The architecture a Hugging Face `config.json` of this family describes.
+
+    `may_slide`: whether the family has sliding windows; transformers ignores one that another family's file names.
 
     Raises:
         WeightError: a size is missing or wrong, or the file asks for something this decoder does not compute.
     """
     _refuse_unsupported(hf)
-    n_heads, d_model = _size(hf, "num_attention_heads"), _size(hf, "hidden_size")
+    window = read_window(hf)
+    if window and not may_slide:
+        raise WeightError(f"sliding-window attention is asked for; this decoder has none for {hf['model_type']!r}")
+    n_heads, d_model = size(hf, "num_attention_heads"), size(hf, "hidden_size")
     config = ModelConfig(
         model_type=hf["model_type"],
-        vocab_size=_size(hf, "vocab_size"),
+        vocab_size=size(hf, "vocab_size"),
         d_model=d_model,
-        n_layers=_size(hf, "num_hidden_layers"),
+        n_layers=size(hf, "num_hidden_layers"),
         n_heads=n_heads,
-        n_kv_heads=_size(hf, "num_key_value_heads", n_heads),
-        head_dim=_size(hf, "head_dim", d_model // n_heads),
-        d_ff=_size(hf, "intermediate_size"),
-        rms_norm_eps=_number(hf, "rms_norm_eps", 1e-6),
+        n_kv_heads=size(hf, "num_key_value_heads", n_heads),
+        head_dim=size(hf, "head_dim", d_model // n_heads),
+        d_ff=size(hf, "intermediate_size"),
+        rms_norm_eps=number(hf, "rms_norm_eps", 1e-6),
         rope=read_rope(hf),
-        tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
-        max_position_embeddings=_size(hf, "max_position_embeddings", 2048),
+        tie_word_embeddings=truth(hf, "tie_word_embeddings"),
+        max_position_embeddings=size(hf, "max_position_embeddings", 2048),
+        **window,
     )
     _check_heads(config)
     return config
 
 
+def read_mistral(hf: dict[str, Any]) -> ModelConfig:
+    """The architecture of a Mistral `config.json`: Llama, all of whose layers may look through a window."""
+    absent = {"num_key_value_heads": 8, "sliding_window": 4096}  # what transformers takes where the file is silent
+    return read_config(absent | hf | {"use_sliding_window": True, "max_window_layers": 0}, may_slide=True)
+
+
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` of a model, in the spelling that every version of transformers reads."""
-    rope = config.rope
-    scaling = {"rope_type": "llama3"} | {name: getattr(rope, name) for name in _LLAMA3_NUMBERS}
     return {
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
@@ -64,8 +97,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": rope.theta,
-        "rope_scaling": scaling if rope.kind == "llama3" else None,
+        **write_rope(config.rope),
         "max_position_embeddings": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_word_embeddings,
         "attention_bias": False,
@@ -73,29 +105,28 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read_rope(hf: dict[str, Any]) -> RopeConfig:
-    """RoPE from either spelling: `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling`."""
-    for name in ("rope_scaling", "rope_parameters"):
-        if not isinstance(hf.get(name), dict | None):
-            raise WeightError(f"{name} is {hf[name]!r}; wanted an object or null")
-    given = {"rope_theta": hf.get("rope_theta")} | (hf.get("rope_scaling") or {}) | (hf.get("rope_parameters") or {})
-    theta = _number(given, "rope_theta", 10000.0)
-    kind = given.get("rope_type", given.get("type", "default"))
-    if given.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise WeightError(
-            f"partial_rotary_factor is {given['partial_rotary_factor']}; this decoder rotates whole heads (1.0)"
-        )
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind != "llama3":
-        raise WeightError(f"rope type {kind!r} is not supported; supported: 'default', 'llama3'")
-    factor, low, high = (_number(given, name) for name in _LLAMA3_NUMBERS[:3])
-    original = _size(given, _LLAMA3_NUMBERS[3], hf.get("max_position_embeddings"))
-    if not (factor >= 1 and high > low > 0):
-        raise WeightError(
-            f"llama3 rope wants factor >= 1 and high_freq_factor > low_freq_factor > 0, got {factor}, {high}, {low}"
-        )
-    return RopeConfig("llama3", theta, factor, low, high, original)
+def write_mistral(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` of a Mistral model; `sliding_window` is always said, for its absence means 4096."""
+    return write_config(config) | {"sliding_window": config.sliding_window}
+
+
+def read_window(hf: dict[str, Any]) -> dict[str, Any]:
+    """The sliding window and the layer from which it holds; published Qwen files name one and switch it off."""
+    layers = size(hf, "num_hidden_layers")
+    window = size(hf, "sliding_window") if hf.get("sliding_window") is not None else None
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        on = truth(hf, "use_sliding_window") and window is not None
+        first = hf.get("max_window_layers", 28) if on else layers
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+            raise WeightError(f"max_window_layers is {first!r}; wanted a whole number of layers")
+    else:
+        first = kinds.index("sliding_attention") if "sliding_attention" in kinds else layers
+        if kinds != ["full_attention"] * first + ["sliding_attention"] * (layers - first):
+            raise WeightError("layer_types alternates; wanted full_attention layers, then sliding_attention layers")
+        if first < layers and window is None:
+            raise WeightError("layer_types has sliding_attention but sliding_window is null; wanted a size in tokens")
+    return {"sliding_window": window, "first_sliding_layer": first} if first < layers else {}
 
 
 def _refuse_unsupported(hf: dict[str, Any]) -> None:
@@ -107,16 +138,12 @@ def _refuse_unsupported(hf: dict[str, Any]) -> None:
             raise WeightError(f"{name} is true; this decoder has no such bias for {hf['model_type']!r}")
     if hf.get("quantization_config"):
         raise WeightError("quantization_config is set; convert the model to float32 or bfloat16 weights first")
-    if _slides(hf):
-        raise WeightError("sliding-window attention is in use; this decoder computes full attention only")
-
-
-def _slides(hf: dict[str, Any]) -> bool:
-    """True where some layer really attends through a window: published Qwen files name one and switch it off."""
-    if hf.get("layer_types"):
-        return any(kind != "full_attention" for kind in hf["layer_types"])
-    windowed = hf.get("use_sliding_window", False) and hf.get("sliding_window") is not None
-    return bool(windowed) and hf.get("max_window_layers", 28) < hf["num_hidden_layers"]
+    # Unset or switched off, a field asks for nothing.
+    asked = {name for name, value in hf.items() if value not in (None, False, "", 0) and value != [] and value != {}}
+    for name in sorted(asked - _READ - _HARMLESS):
+        raise WeightError(
+            f"{name} is {hf[name]!r}: unknown field; remove it if it does not change what the model computes"
+        )
 
 
 def _check_heads(config: ModelConfig) -> None:
@@ -126,19 +153,3 @@ def _check_heads(config: ModelConfig) -> None:
         )
     if config.head_dim % 2:
         raise WeightError(f"head_dim is {config.head_dim}; rotary embeddings want an even number")
-
-
-def _size(hf: dict[str, Any], name: str, default: int | None = None) -> int:
-    """A positive whole number; absent and null mean the default."""
-    value = default if hf.get(name) is None else hf[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise WeightError(f"{name} is {value!r}; wanted a positive whole number")
-    return value
-
-
-def _number(hf: dict[str, Any], name: str, default: float | None = None) -> float:
-    """A positive number; absent and null mean the default."""
-    value = default if hf.get(name) is None else hf[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise WeightError(f"{name} is {value!r}; wanted a positive number")
-    return float(value)

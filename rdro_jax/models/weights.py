@@ -17,20 +17,29 @@ class Transform(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """One row of the table. `{}` in the Hugging Face name is the layer; our arrays under `layers/` stack all layers."""
+    """One row of the table. Each `{}` in the Hugging Face name is an axis along which our array stacks theirs: the
+    layer, then the expert."""
 
     hf: str
     ours: str
     transform: Transform
 
     @property
-    def stacked(self) -> bool:
-        """True where one of our arrays holds the tensors of all layers."""
-        return "{}" in self.hf
+    def stack_axes(self) -> int:
+        """Leading axes of our array along which it stacks Hugging Face's tensors."""
+        return self.hf.count("{}")
 
-    def hf_names(self, n_layers: int) -> list[str]:
-        """The Hugging Face tensors behind this row, by layer."""
-        return [self.hf.format(layer) for layer in range(n_layers)] if self.stacked else [self.hf]
+    def hf_name(self, place: tuple[int, ...]) -> str:
+        """The Hugging Face tensor at one place of the stack."""
+        return self.hf.format(*place)
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of each Hugging Face tensor in an array of ours of this shape."""
+        return self.transform.to_hf(np.broadcast_to(np.empty(()), shape[self.stack_axes :])).shape
+
+    def places(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Every place of the stack of an array of ours of this shape, in order; one empty place where none stack."""
+        return list(np.ndindex(shape[: self.stack_axes]))
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -49,6 +58,11 @@ TRANSPOSE = Transform(_transpose, _transpose, lambda index: index[::-1])
 def kernel(name: str) -> Weight:
     """The row of a matrix product inside the layers, e.g. `mlp.up_proj`."""
     return Weight(f"model.layers.{{}}.{name}.weight", f"layers/{name.replace('.', '/')}/kernel", TRANSPOSE)
+
+
+def expert_kernel(name: str) -> Weight:
+    """The row of a matrix product of the experts, e.g. `up_proj`: [layers, experts, in, out]."""
+    return Weight(f"model.layers.{{}}.mlp.experts.{{}}.{name}.weight", f"layers/mlp/experts/{name}/kernel", TRANSPOSE)
 
 
 def bias(name: str) -> Weight:

@@ -15,6 +15,9 @@ ROWS = PartitionSpec(("data", "fsdp"))
 
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(embed_tokens|lm_head)/embedding", PartitionSpec("tensor", "fsdp")),
+    (r"experts/(gate_proj|up_proj)/kernel", PartitionSpec(None, None, "fsdp", "tensor")),
+    (r"experts/down_proj/kernel", PartitionSpec(None, None, "tensor", "fsdp")),
+    (r"mlp/gate/kernel", PartitionSpec(None, "fsdp", None)),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"(q_proj|k_proj|v_proj)/bias", PartitionSpec(None, "tensor")),
     (r"(o_proj|down_proj)/kernel", PartitionSpec(None, "tensor", "fsdp")),

@@ -14,15 +14,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from rdro_jax.errors import StorageError, WeightError
-from rdro_jax.models import ModelConfig, RopeConfig, hf, load_config, load_model, save_model
+from rdro_jax.models import ModelConfig, MoEConfig, RopeConfig, arrays, load_config, load_model, save, save_model
 from rdro_jax.models.decoder import abstract_params
+from rdro_jax.models.folder import Tensor
 
 LLAMA = ModelConfig(
     "llama", 48, 16, 2, 4, 2, 4, 24, rope=RopeConfig("llama3", 5e5, 8.0, 1.0, 4.0, 32), eos_token_ids=(3, 5)
 )
 QWEN2 = replace(LLAMA, model_type="qwen2", qkv_bias=True, rope=RopeConfig(theta=1e6), tie_word_embeddings=True)
 QWEN3 = replace(LLAMA, model_type="qwen3", qk_norm=True, rope=RopeConfig(theta=1e6), head_dim=6)
-CONFIGS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
+MOE = replace(QWEN3, model_type="qwen3_moe", moe=MoEConfig(4, 2, 12, True))
+MISTRAL = replace(LLAMA, model_type="mistral", rope=RopeConfig(theta=1e6), sliding_window=7)
+YARN = replace(QWEN2, rope=RopeConfig("yarn", 1e6, 4.0, original_max_position_embeddings=512, attention_factor=1.1))
+LINEAR = replace(LLAMA, rope=RopeConfig("linear", 1e4, 2.0), tie_word_embeddings=True)
+WINDOW = replace(QWEN2, sliding_window=5, first_sliding_layer=1)
+CONFIGS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "moe": MOE, "mistral": MISTRAL}
+CONFIGS |= {"yarn": YARN, "linear": LINEAR, "window": WINDOW}
 
 
 def random_params(config, dtype="float32"):
@@ -99,7 +106,7 @@ def test_tied_head_is_not_written(tmp_path):
 
 def test_sharded_save_and_load(tmp_path, monkeypatch):
     params = random_params(LLAMA)
-    monkeypatch.setattr(hf, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(save, "SHARD_BYTES", 4000)
     save_model(params, LLAMA, tmp_path / "m")
     index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
     files = set(index["weight_map"].values())
@@ -113,20 +120,57 @@ def test_sharded_save_and_load(tmp_path, monkeypatch):
     assert_same(load_model(tmp_path / "m")[0], params)
 
 
-def test_each_device_gets_its_slices(folder):
+@pytest.mark.parametrize("piece_bytes", [arrays.PIECE_BYTES, 200])
+@pytest.mark.parametrize("family", ["llama", "moe"])
+def test_each_device_gets_its_slices(family, piece_bytes, tmp_path, monkeypatch):
+    """Put together on the host, and filled in place piece by piece as large arrays are."""
+    config = CONFIGS[family]
+    save_model(random_params(config), config, tmp_path)
+    monkeypatch.setattr(arrays, "PIECE_BYTES", piece_bytes)
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("fsdp", "tensor"))
-    specs = {1: PartitionSpec(None), 2: PartitionSpec("tensor", "fsdp"), 3: PartitionSpec(None, "fsdp", "tensor")}
-    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, specs[leaf.ndim]), abstract_params(LLAMA))
-    loaded, _ = load_model(folder, shardings=shardings)
-    assert_same(loaded, random_params(LLAMA))
-    assert loaded["layers"]["mlp"]["up_proj"]["kernel"].addressable_shards[0].data.shape == (2, 8, 12)
+    specs = [PartitionSpec(None), PartitionSpec("tensor", "fsdp"), PartitionSpec(None, "fsdp", "tensor")]
+    specs.append(PartitionSpec(None, None, "tensor", "fsdp"))
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, specs[leaf.ndim - 1]), abstract_params(config))
+    loaded, _ = load_model(tmp_path, shardings=shardings)
+    assert_same(loaded, random_params(config))
+    mlp = loaded["layers"]["mlp"]
+    kernel, wanted = (mlp["experts"], (2, 4, 8, 6)) if family == "moe" else (mlp, (2, 8, 12))
+    assert kernel["up_proj"]["kernel"].addressable_shards[0].data.shape == wanted
     assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == shardings
+    assert_same(load_model(tmp_path)[0], loaded)
+
+
+def test_each_part_of_a_file_is_read_once(folder, monkeypatch):
+    """Whatever the number of devices: what two hold copies of is read for both, and nothing is read for none."""
+    read = []
+    whole = Tensor.read
+    monkeypatch.setattr(Tensor, "read", lambda self, index: read.append(whole(self, index)) or read[-1])
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+    spec = {1: PartitionSpec(), 2: PartitionSpec(None, "fsdp"), 3: PartitionSpec(None, "fsdp")}
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, spec[leaf.ndim]), abstract_params(LLAMA))
+    load_model(folder, shardings=shardings)
+    assert sum(part.nbytes for part in read) == sum(array.nbytes for array in tensors_of(folder).values())
 
 
 def test_dtype_is_asked_for(folder):
     params, _ = load_model(folder, dtype="bfloat16")
     wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(LLAMA))
     assert_same(params, wanted)
+
+
+def test_dtype_changes_when_asked_only(tmp_path):
+    save_model(random_params(LLAMA, "bfloat16"), LLAMA, tmp_path / "a")
+    save_model(random_params(LLAMA), LLAMA, tmp_path / "b", dtype="bfloat16")
+    assert tensors_of(tmp_path / "a")["lm_head.weight"].dtype == ml_dtypes.bfloat16
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_file_that_reads_back_otherwise_is_not_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tensor, "digest", lambda self: b"" if self.name == NORM else bytes(16))
+    with pytest.raises(StorageError, match="reads back other than written"):
+        save_model(random_params(LLAMA), LLAMA, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_base_files_are_copied_byte_for_byte(folder, tmp_path):
@@ -189,7 +233,7 @@ def test_a_window_that_is_switched_off_is_fine(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma"}, "model_type is 'gemma'; supported: llama, qwen2, qwen3"),
+        ({"model_type": "gemma"}, "model_type is 'gemma'; supported: llama, mistral, qwen2, qwen3, qwen3_moe"),
         ({"model_type": None}, "model_type is None"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "wanted 'LlamaForCausalLM'"),
         ({"auto_map": {"AutoModel": "x.py"}}, "auto_map asks for code"),
@@ -197,7 +241,12 @@ def test_a_window_that_is_switched_off_is_fine(folder):
         ({"attention_bias": True}, "attention_bias is true"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope type 'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "yarn rope wants factor >= 1"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1}}, "beta_fast > beta_slow"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "beta_fast": 32}}, "'linear' does not read it"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor is None; wanted a positive number"),
+        ({"logit_scale": 0.5}, "logit_scale is 0.5: unknown field"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor is None; wanted a positive number"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_theta": "big"}, "rope_theta is 'big'; wanted a positive number"),
@@ -206,7 +255,9 @@ def test_a_window_that_is_switched_off_is_fine(folder):
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple"),
         ({"head_dim": 5}, "head_dim is 5"),
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding-window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window is null"),
+        ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}, "layer_types alternates"),
         ({"eos_token_id": "<eos>"}, "eos_token_id is '<eos>'"),
         ({"rope_scaling": ["llama3"]}, r"rope_scaling is \['llama3'\]; wanted an object"),
     ],
@@ -306,7 +357,7 @@ def test_stray_head_of_a_tied_model_must_equal_the_embedding(tmp_path):
 
 @pytest.fixture
 def sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "SHARD_BYTES", 8000)
+    monkeypatch.setattr(save, "SHARD_BYTES", 8000)
     save_model(random_params(LLAMA), LLAMA, tmp_path / "sharded")
     return tmp_path / "sharded"
 

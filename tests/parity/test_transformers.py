@@ -39,15 +39,37 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+YARN_ROPES = {
+    "as Qwen 2.5 writes it": YARN_ROPE,
+    "whole": YARN_ROPE | {"truncate": False, "beta_fast": 24.0, "beta_slow": 2.0, "attention_factor": 1.25},
+    "two scales": YARN_ROPE | {"mscale": 1.0, "mscale_all_dim": 0.7},
+}
+ONE_HEAD = {"num_attention_heads": 3, "num_key_value_heads": 1}
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "head_dim": 12}
 MODELS = {
     "llama3, rope scaling": transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE),
-    "llama, odd heads, tied": transformers.LlamaConfig(
-        **SIZES | {"num_attention_heads": 3, "num_key_value_heads": 1}, tie_word_embeddings=True
-    ),
+    "llama, odd heads, tied": transformers.LlamaConfig(**SIZES | ONE_HEAD, tie_word_embeddings=True),
+    "llama, linear rope, wide heads": transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR_ROPE, head_dim=20),
+    "llama, no grouping": transformers.LlamaConfig(**SIZES | {"num_key_value_heads": 6}),
+    "mistral, no window": transformers.MistralConfig(**SIZES, sliding_window=None),
+    "mistral, window": transformers.MistralConfig(**SIZES, sliding_window=23),
     "qwen2.5": transformers.Qwen2Config(**SIZES),
     "qwen2.5, tied": transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen2, window from layer 1": transformers.Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=17, max_window_layers=1
+    ),
+    **{
+        f"qwen2.5, yarn, {name}": transformers.Qwen2Config(**SIZES, rope_parameters=r) for name, r in YARN_ROPES.items()
+    },
     "qwen3": transformers.Qwen3Config(**SIZES, head_dim=12),
     "qwen3, tied": transformers.Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True),
+    "qwen3, odd heads, yarn": transformers.Qwen3Config(**SIZES | ONE_HEAD, head_dim=10, rope_parameters=YARN_ROPE),
+    "qwen3 moe": transformers.Qwen3MoeConfig(**SIZES, **EXPERTS),
+    "qwen3 moe, normalised, tied": transformers.Qwen3MoeConfig(
+        **SIZES, **EXPERTS | {"num_experts_per_tok": 2}, norm_topk_prob=True, tie_word_embeddings=True
+    ),
 }
 
 
@@ -115,6 +137,19 @@ def test_bfloat16_round_trip(models, tmp_path):
     assert {name: array.tobytes() for name, array in before.items()} == {n: a.tobytes() for n, a in after.items()}
 
 
+def by_file_name(tensors):
+    """Tensors of a model under the names of its file, where each expert has its own three matrices."""
+    named = {}
+    for name, tensor in tensors.items():
+        at, _, kind = name.partition(".experts.")
+        for expert, matrix in enumerate(tensor) if kind else ():
+            parts = matrix.chunk(2) if kind == "gate_up_proj" else [matrix]
+            names = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+            named |= {f"{at}.experts.{expert}.{n}.weight": p.numpy() for n, p in zip(names, parts, strict=True)}
+        named |= {} if kind else {name: tensor.numpy()}
+    return named
+
+
 def test_gradients_of_a_completion_log_prob(models):
     """The gradient in every tensor of the summed log-probability of a completion, back through the weight table."""
     _, theirs, params, config = models
@@ -128,12 +163,12 @@ def test_gradients_of_a_completion_log_prob(models):
     theirs.zero_grad()
     log_probs = torch.log_softmax(theirs(torch.tensor(tokens)).logits[:, :-1], -1)
     log_probs.gather(-1, torch.tensor(tokens)[:, 1:, None])[:, prompt - 1 :].sum().backward()
-    wanted = {name: weight.grad.numpy() for name, weight in theirs.named_parameters()}
+    wanted = by_file_name({name: weight.grad for name, weight in theirs.named_parameters()})
 
     ours = flatten(jax.jit(jax.grad(summed))(params))
     for row in weight_table(config):
-        for layer, name in enumerate(row.hf_names(config.n_layers)):
-            gradient = np.asarray(ours[row.ours][layer] if row.stacked else ours[row.ours])
+        for place in row.places(ours[row.ours].shape):
+            name, gradient = row.hf_name(place), np.asarray(ours[row.ours][place])
             scale = np.abs(wanted[name]).max()
             assert scale > 0, name
             np.testing.assert_allclose(row.transform.to_hf(gradient), wanted[name], atol=1e-4 * scale, err_msg=name)
