@@ -14,6 +14,7 @@ from rdro_jax.models.decoder import (
 )
 from rdro_jax.models.families import FAMILIES
 from rdro_jax.models.hf import load_config, load_model
+from rdro_jax.models.presets import load_preset
 from rdro_jax.models.save import save_model
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "init_params",
     "load_config",
     "load_model",
+    "load_preset",
     "logits",
     "output_embedding",
     "save_model",

@@ -9,7 +9,7 @@ from rdro_jax.losses import RDRO, SFT
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "base"]
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in ("base", "models")]
 RECIPES += sorted((ROOT / "rdro_jax" / "quickstart").glob("*.yaml"))
 
 
