@@ -162,6 +162,7 @@ def write_tensors(file: Path, entries: Iterable[Entry]) -> dict[str, bytes]:
             raw = numbers.reshape(-1).view(np.uint8).data
             digests[entry.name] = xxhash.xxh3_128_digest(raw)
             out.write(raw)
+            del numbers, raw  # the next tensor is computed before these names are bound again
         out.flush()
         os.fsync(out.fileno())  # a folder moved into place must not lose its weights to a power cut
     return digests

@@ -121,15 +121,25 @@ def _entries(leaves: dict[str, Any], config: ModelConfig, dtype: str | None) -> 
 
 
 def _numbers(row: Weight, leaf: Any, place: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """One tensor as Hugging Face stores it. A copy is made: jax keeps the host value of an array as long as itself."""
-    tensor = _take(leaf, place, row.transform.to_hf)
-    whole = isinstance(leaf, np.ndarray) or leaf.is_fully_addressable
-    numbers = np.asarray(tensor) if whole else multihost_utils.process_allgather(tensor, tiled=True)
-    return np.asarray(numbers).astype(dtype, copy=False)
+    """One tensor as Hugging Face stores it."""
+    if isinstance(leaf, np.ndarray):
+        return np.asarray(row.transform.to_hf(leaf[place])).astype(dtype, copy=False)
+    if not leaf.is_fully_addressable:
+        whole = multihost_utils.process_allgather(_take(leaf, place, row.transform.to_hf), tiled=True)
+        return np.asarray(whole).astype(dtype, copy=False)
+    numbers = np.empty(row.hf_shape(leaf.shape), dtype)
+    for shard in leaf.addressable_shards:
+        stacked, inner = shard.index[: row.stack_axes], shard.index[row.stack_axes :]
+        local = tuple(at - (part.start or 0) for at, part in zip(place, stacked, strict=True))
+        held = all(0 <= at < size for at, size in zip(local, shard.data.shape, strict=False))
+        if held and shard.replica_id == 0:
+            numbers[row.transform.hf_index(inner)] = _take(shard.data, local, row.transform.to_hf)
+    return numbers
 
 
 @partial(jax.jit, static_argnums=2)
 def _take(leaf: Array, place: tuple[int, ...], to_hf: Callable[[Any], Any]) -> Array:
+    # A copy also where nothing is taken: jax keeps the host value of an array for as long as the array.
     return jax.numpy.copy(to_hf(leaf[place]))
 
 

@@ -138,6 +138,8 @@ def test_each_device_gets_its_slices(family, piece_bytes, tmp_path, monkeypatch)
     assert kernel["up_proj"]["kernel"].addressable_shards[0].data.shape == wanted
     assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == shardings
     assert_same(load_model(tmp_path)[0], loaded)
+    save_model(loaded, config, tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
 def test_each_part_of_a_file_is_read_once(folder, monkeypatch):
