@@ -9,8 +9,8 @@ class RopeConfig:
     """Rotary position embedding: base wavelength, and how wavelengths are stretched beyond the original context."""
 
     kind: Literal["default", "linear", "llama3", "yarn"] = "default"
-    """`default`: plain RoPE. `linear`: all wavelengths times `factor`. `llama3`, `yarn`: long ones only, the passage
-    from short to long being smooth over wavelengths or over their indices."""
+    """`default`: plain RoPE. `linear`: all wavelengths times `factor`. `llama3`, `yarn`: long ones only, with a smooth
+    passage over wavelengths or over their indices."""
     theta: float = 10000.0
     """Base of the geometric series of wavelengths."""
     factor: float = 1.0
