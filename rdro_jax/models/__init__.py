@@ -14,25 +14,36 @@ from rdro_jax.models.decoder import (
 )
 from rdro_jax.models.families import FAMILIES
 from rdro_jax.models.hf import load_config, load_model
+from rdro_jax.models.lora import Adapters, LoraConfig, abstract_adapters, adapt, init_adapters, merge
+from rdro_jax.models.peft import load_adapter_config, load_adapters, save_adapters
 from rdro_jax.models.presets import load_preset
 from rdro_jax.models.save import save_model
 
 __all__ = [
     "FAMILIES",
+    "Adapters",
     "Cache",
+    "LoraConfig",
     "MoEConfig",
     "ModelConfig",
     "Params",
     "RopeConfig",
+    "abstract_adapters",
     "abstract_params",
+    "adapt",
     "forward",
     "forward_cached",
+    "init_adapters",
     "init_cache",
     "init_params",
+    "load_adapter_config",
+    "load_adapters",
     "load_config",
     "load_model",
     "load_preset",
     "logits",
+    "merge",
     "output_embedding",
+    "save_adapters",
     "save_model",
 ]

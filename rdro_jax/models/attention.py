@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.norm import RMSNorm
+from rdro_jax.models.projection import Projection
 from rdro_jax.models.rope import Rotation, rotate
 
 CAUSAL_BLOCKS = 4
@@ -146,16 +147,9 @@ class Attention(nn.Module):
             cache = _write(site, keys, values)
             mixed = attend(queries, cache.keys[site.layer], cache.values[site.layer], mask)
         flat = mixed.swapaxes(1, 2).reshape(*x.shape[:2], c.n_heads * c.head_dim)
-        return projection(c, c.d_model, name="o_proj")(flat), cache
+        return Projection(c, c.d_model, name="o_proj")(flat), cache
 
     def _heads(self, which: str, x: Array, heads: int) -> Float[Array, "rows heads seq head_dim"]:
         c = self.config
-        flat = projection(c, heads * c.head_dim, use_bias=c.qkv_bias, name=f"{which}_proj")(x)
+        flat = Projection(c, heads * c.head_dim, c.qkv_bias, name=f"{which}_proj")(x)
         return flat.reshape(*x.shape[:2], heads, c.head_dim).swapaxes(1, 2)
-
-
-def projection(config: ModelConfig, width: int, *, name: str, use_bias: bool = False) -> nn.Dense:
-    """A matrix product to `width`, in the compute type, with Hugging Face's initial spread."""
-    return nn.Dense(
-        width, use_bias=use_bias, dtype=config.compute_dtype, kernel_init=nn.initializers.normal(0.02), name=name
-    )

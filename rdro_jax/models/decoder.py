@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.models.attention import Attention, Cache, CacheSite, cache_mask, in_window, packed_mask, projection
+from rdro_jax.models.attention import Attention, Cache, CacheSite, cache_mask, in_window, packed_mask
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.moe import RoutedMLP
 from rdro_jax.models.norm import RMSNorm
+from rdro_jax.models.projection import Projection
 from rdro_jax.models.rope import Rotation, rotation
 
 Params = dict[str, Any]
@@ -29,9 +30,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "rows seq d_model"]) -> Float[Array, "rows seq d_model"]:
         c = self.config
-        gate = projection(c, c.d_ff, name="gate_proj")(x)
-        up = projection(c, c.d_ff, name="up_proj")(x)
-        return projection(c, c.d_model, name="down_proj")(nn.silu(gate) * up)
+        gate = Projection(c, c.d_ff, name="gate_proj")(x)
+        up = Projection(c, c.d_ff, name="up_proj")(x)
+        return Projection(c, c.d_model, name="down_proj")(nn.silu(gate) * up)
 
 
 class DecoderBlock(nn.Module):

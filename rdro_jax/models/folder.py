@@ -54,7 +54,7 @@ class Tensor(NamedTuple):
 def open_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder by name."""
     if (folder / WEIGHTS).exists():
-        return {tensor.name: tensor for tensor in _open_file(folder / WEIGHTS)}
+        return {tensor.name: tensor for tensor in open_file(folder / WEIGHTS)}
     if not (folder / INDEX).exists():
         raise WeightError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}; only safetensors are read")
     weight_map = read_json(folder / INDEX).get("weight_map")
@@ -62,7 +62,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
         raise WeightError(f"{folder / INDEX}: weight_map is missing or empty; wanted tensor names to file names")
     found: dict[str, Tensor] = {}
     for name in sorted({_base_name(value, folder) for value in weight_map.values()}):
-        for tensor in _open_file(folder / name):
+        for tensor in open_file(folder / name):
             if tensor.name in found:
                 raise WeightError(
                     f"{tensor.file}: duplicate tensor {tensor.name!r}, also in {found[tensor.name].file.name}"
@@ -86,7 +86,7 @@ def _base_name(value: Any, folder: Path) -> str:
     return value
 
 
-def _open_file(file: Path) -> list[Tensor]:
+def open_file(file: Path) -> list[Tensor]:
     """The tensors of one safetensors file, of a type we read."""
     _check_inside(file)
     try:

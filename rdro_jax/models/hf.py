@@ -124,18 +124,18 @@ def _drop_redundant(tensors: dict[str, Tensor], config: ModelConfig) -> None:
 def check_tensors(
     tensors: dict[str, Tensor], table: tuple[Weight, ...], shapes: dict[str, jax.ShapeDtypeStruct], folder: Path
 ) -> None:
-    """Raise unless the folder holds exactly the tensors of the table, in the shapes config.json implies."""
+    """Raise unless the folder holds exactly the tensors of the table, in the shapes the configuration implies."""
     wanted = {}
     for row in table:
         ours = shapes[row.ours].shape
         wanted |= dict.fromkeys(map(row.hf_name, row.places(ours)), row.hf_shape(ours))
     for name, tensor in tensors.items():
         if name not in wanted:
-            raise WeightError(f"{tensor.file}: unknown tensor {name!r} for the architecture in config.json")
+            raise WeightError(f"{tensor.file}: unknown tensor {name!r} for the configured architecture")
         if tensor.shape != wanted[name]:
             raise WeightError(
                 f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}; "
-                f"config.json implies {list(wanted[name])}"
+                f"the configuration implies {list(wanted[name])}"
             )
     missing = [name for name in wanted if name not in tensors]
     if missing:

@@ -21,6 +21,10 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"(q_proj|k_proj|v_proj)/bias", PartitionSpec(None, "tensor")),
     (r"(o_proj|down_proj)/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_A", PartitionSpec(None, "fsdp", None)),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_B", PartitionSpec(None, None, "tensor")),
+    (r"(o_proj|down_proj)/lora_A", PartitionSpec(None, "tensor", None)),
+    (r"(o_proj|down_proj)/lora_B", PartitionSpec(None, None, "fsdp")),
     (r"(norm|layernorm)/scale", PartitionSpec()),
 )
 """Searched in order, first match wins; layers are stacked on axis 0."""
