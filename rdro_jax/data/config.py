@@ -92,6 +92,9 @@ class DataConfig:
     batching: Literal["stratified", "natural", "balanced"] = "stratified"
     """`stratified`: every global batch holds both classes at the rate of the data. `natural`: a plain shuffle.
     `balanced`: every global batch is half desirable; the rarer class is repeated, and weights make up for it."""
+    pair_by_prompt: bool = False
+    """Make pairs of unpaired rows for a loss over pairs: a desirable and an undesirable completion of one prompt, each
+    in half of `max_length`. Rows without a counterpart are left out and counted."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Bad rows stop the run with a list of them, or are left out and counted by reason."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05

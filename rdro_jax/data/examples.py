@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from rdro_jax.data.chat import Template, Tokenizer, prompt_messages, read_templa
 from rdro_jax.data.columns import canonical_row
 from rdro_jax.data.config import DataConfig, Source, sources_of
 from rdro_jax.data.formats import COLUMNS, Format, detect_format, read_records
+from rdro_jax.data.pairs import NO_COUNTERPART, pair_up, take
 from rdro_jax.data.records import NO_VARIABLES, BadRow, FaultLog, Message, Record
 from rdro_jax.data.render import LENGTH_REASONS, Rendered, render_rows
 from rdro_jax.data.report import DataReport, Layout, SourceReport, make_report
@@ -173,8 +174,10 @@ def read_chunks(
         rows, form = read_rows(source), None
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             form = form or _detect(chunk, source)
-            _check_layout(source.path, form, layout)
-            yield Chunk(number, Reading(source, form or layout, config, require_label, layout, side), chunk)
+            how = config
+            if form == "unpaired" and layout == "paired":
+                how = _for_pairing(source.path, config)
+            yield Chunk(number, Reading(source, form or layout, how, require_label, layout, side), chunk)
 
 
 def _detect(rows: Iterable[Row], source: Source) -> Format | None:
@@ -182,12 +185,15 @@ def _detect(rows: Iterable[Row], source: Source) -> Format | None:
     return detect_format([row for row in parsed if not isinstance(row, BadRow)])
 
 
-def _check_layout(path: str, form: Format | None, layout: Layout) -> None:
-    if form == "unpaired" and layout == "paired":
+def _for_pairing(path: str, config: DataConfig) -> DataConfig:
+    """The config under which each half of a pair to be has half a window. Raises: RecordError if none are to be."""
+    if not config.pair_by_prompt:
         raise RecordError(
             f"{path}: the rows are unpaired (completion, label), but the loss compares pairs; wanted rows of prompt, "
-            "chosen, rejected, or a loss over unpaired rows (loss.name=rdro, ddro, kto, bco)"
+            "chosen, rejected, or a loss over unpaired rows (loss.name=rdro, ddro, kto, bco), or "
+            "data.pair_by_prompt=true to pair the completions of each prompt"
         )
+    return replace(config, max_length=config.max_length // 2)
 
 
 def make_part(chunk: Chunk, tokenizer: Tokenizer, template: Template) -> Part:
@@ -299,8 +305,10 @@ def make_examples(
 ) -> Examples:
     """Examples and their report.
 
-    Raises: RecordError for labels that are all the same.
+    Raises: RecordError for labels that are all the same, or where no pair can be made of what is not paired.
     """
+    if layout == "paired" and any(source.format == "unpaired" for source in sources):
+        arrays, tally = _make_pairs(arrays, tally, sources)
     desirable = arrays["desirable"]
     if require_label and desirable.all() == desirable.any():
         label = "true" if desirable.all() else "false"
@@ -321,6 +329,22 @@ def make_examples(
         prompt_hashes=arrays["prompt_hashes"],
         prompt_alpha=None if np.isnan(alpha).all() else alpha,
     )
+
+
+def _make_pairs(
+    arrays: Mapping[str, np.ndarray], tally: Tally, sources: Sequence[SourceReport]
+) -> tuple[Arrays, Tally]:
+    """The examples as pairs, and a tally in which those without a counterpart are left out."""
+    if any(source.format == "paired" for source in sources):
+        raise RecordError(
+            f"{names_of(sources)}: some rows are paired and some are not; wanted one form for a paired loss"
+        )
+    pairs = pair_up(dict(arrays))
+    if not len(pairs):
+        raise RecordError(f"{names_of(sources)}: no prompt has a desirable and an undesirable completion to pair")
+    faults = replace(tally.faults, causes=tally.faults.causes.copy())
+    faults.causes += Counter({f"row: {NO_COUNTERPART}": len(arrays["desirable"]) - pairs.size})
+    return take(dict(arrays), pairs.ravel()), replace(tally, faults=faults)
 
 
 def example_hash(tokens: Int32[np.ndarray, "tokens"], prompt_length: int) -> tuple[int, int]:

@@ -24,7 +24,14 @@ STORE_VERSION = 1
 """Raised when a change of ours alters what the same rows become, so that no artefact outlives it."""
 
 META_FILE = "meta.json"
-DECIDING = ("max_length", "max_prompt_length", "max_completion_length", "truncation", "chat_template_kwargs")
+DECIDING = (
+    "max_length",
+    "max_prompt_length",
+    "max_completion_length",
+    "truncation",
+    "chat_template_kwargs",
+    "pair_by_prompt",
+)
 """Settings that decide what a row becomes. What is done about bad rows is decided when the artefact is opened."""
 
 
