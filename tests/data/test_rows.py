@@ -247,14 +247,26 @@ MESSAGES = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text(max_size=9)}),
     max_size=3,
 )
-ROWS = st.dictionaries(st.sampled_from(["prompt", "completion", "label", "weight", "id"]), JSON_VALUES | MESSAGES)
+COLUMNS = [
+    "prompt",
+    "completion",
+    "label",
+    "weight",
+    "id",
+    "messages",
+    "system",
+    "tools",
+    "chat_template_kwargs",
+    "alpha",
+]
+ROWS = st.dictionaries(st.sampled_from(COLUMNS), JSON_VALUES | MESSAGES)
 SOUND_ROWS = st.fixed_dictionaries(
     {"prompt": st.text() | MESSAGES, "completion": st.text(min_size=1), "label": st.sampled_from([True, False, 0, -1])}
 )
 LINES = st.one_of(ROWS, SOUND_ROWS).map(lambda row: json.dumps(row).encode()) | st.binary(max_size=30)
 
 
-@given(st.lists(LINES, min_size=1, max_size=8), st.sampled_from(["keep_end", "drop", "error"]))
+@given(st.lists(LINES, min_size=1, max_size=8), st.sampled_from(["keep_end", "keep_start", "drop", "error"]))
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_traceback_and_no_silent_loss(write_rows, chatml, lines, truncation):
     path = write_rows([GOOD, BAD, *lines])
