@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rdro_jax.cli_data import add_prepare, add_preview
 from rdro_jax.errors import (
     EXIT_DONE,
     EXIT_INTERNAL,
@@ -110,8 +111,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for add in (
         _add_train,
-        _add_prepare,
-        _add_preview,
+        _add_data,
         _add_eval,
         _add_generate,
         _add_export,
@@ -175,75 +175,9 @@ def _train(arguments: argparse.Namespace) -> None:
     train(config)
 
 
-def _add_prepare(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "prepare",
-        _prepare,
-        "tokenise the data of a config ahead of its run, on all CPU cores",
-        "rdro prepare configs/rdro.yaml model.path=models/base data.train=train.jsonl output_dir=runs/first",
-        "\nNeeds no accelerator, and of model.path only the tokenizer. The run finds it ready. Run twice it does"
-        "\nnothing; stopped it goes on. OUTPUT_DIR/data_report.json says what became of every row.",
-    )
-    _add_config(parser)
-
-
-def _add_config(parser: Parser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/rdro.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="keys to set: loss.alpha=0.3")
-
-
-def _prepare(arguments: argparse.Namespace) -> None:
-    from rdro_jax.config import check_data, load_config
-
-    config = load_config(arguments.config, arguments.overrides)
-    check_data(config)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerators to those who train
-    from rdro_jax.train.run import make_folder, read_data
-
-    folder = make_folder(config)
-    for name, examples in zip(("train", "eval"), read_data(config, folder), strict=True):
-        if examples is not None:
-            print(f"{name}: {examples.report.summary()}")
-    print(f"report: {folder / 'data_report.json'}")
-
-
-def _add_preview(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "preview",
-        _preview,
-        "show rows as the model will see them, trained tokens in colour",
-        "rdro preview configs/rdro.yaml model.path=models/base data.train=train.jsonl --rows 3",
-        "\nTrained tokens stand in [[brackets]] where there is no terminal. Rows that cannot be used are shown with the"
-        "\nreason.",
-    )
-    _add_config(parser)
-    parser.add_argument("--rows", metavar="N", type=_positive, default=5, help="rows of each source (default 5)")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page instead")
-
-
-def _preview(arguments: argparse.Namespace) -> None:
-    from rdro_jax.config import check_data, load_config
-
-    config = load_config(arguments.config, arguments.overrides)
-    check_data(config)
-    from rdro_jax.data import load_tokenizer
-    from rdro_jax.data.preview import preview_rows, print_rows, write_page
-
-    paired = config.loss.paired
-    rows = preview_rows(
-        config.data,
-        load_tokenizer(config.model.path),
-        count=arguments.rows,
-        require_label=config.loss.needs_reference or paired,
-        layout="paired" if paired else "unpaired",
-    )
-    if arguments.html is None:
-        print_rows(rows)
-    else:
-        write_page(rows, arguments.html)
-        print(arguments.html)
+def _add_data(commands: Any) -> None:
+    add_prepare(commands, _command)
+    add_preview(commands, _command, _positive)
 
 
 def _add_eval(commands: Any) -> None:
