@@ -216,7 +216,8 @@ def _add_generate(commands: Any) -> None:
         _generate,
         "answer prompts with a model",
         "rdro generate models/base --prompt 'Write one sentence of a movie review.' --temperature 0.7",
-        "\nOne --prompt prints its answer; several, or a file, print one JSON object per line.",
+        "\nOne --prompt prints its answer; several, or a file, print one JSON object per line. --chat answers what is"
+        "\ntyped, in the light of what was said before; /new forgets it.",
     )
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder")
     prompts = parser.add_mutually_exclusive_group(required=True)
@@ -224,8 +225,15 @@ def _add_generate(commands: Any) -> None:
         "--prompt", metavar="TEXT", type=_text, action="append", help="a message of the user's; repeat for more"
     )
     prompts.add_argument("--prompts", metavar="FILE", help="*.jsonl rows with a prompt field, or one prompt per line")
+    prompts.add_argument("--chat", action="store_true", help="a conversation: lines are read from the terminal")
     parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=128, help="default %(default)s")
     parser.add_argument("--temperature", metavar="T", type=_temperature, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", metavar="N", type=_positive, help="draw from the N likeliest tokens only")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest that hold P")
+    parser.add_argument("--min-p", metavar="P", type=float, default=0.0, help="least probability, in the likeliest's")
+    parser.add_argument("--repetition-penalty", metavar="X", type=float, default=1.0, help="above 1 repeats less")
+    parser.add_argument("--n", metavar="N", type=_positive, default=1, help="answers per prompt (default 1)")
+    parser.add_argument("--stop", metavar="TEXT", type=_text, action="append", default=[], help="end behind this text")
     parser.add_argument("--seed", metavar="N", type=_seed, default=0, help="seed of the sampling")
 
 
@@ -266,30 +274,32 @@ def _text(text: str) -> str:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    prompts = arguments.prompt or list(read_prompts(arguments.prompts))
-    import jax
+    prompts = [] if arguments.chat else arguments.prompt or list(read_prompts(arguments.prompts))
+    from rdro_jax.generate import Sampling
+    from rdro_jax.generate.chat import answer, converse, load_assistant
 
-    from rdro_jax.data.chat import load_tokenizer
-    from rdro_jax.generate import generate
-    from rdro_jax.models import load_model
-
-    tokenizer = load_tokenizer(arguments.model)
-    tokens = _tokenise_prompts(prompts, tokenizer)
-    params, config = load_model(arguments.model)
-    completions = generate(
-        params,
-        config,
-        tokens,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        stop_ids=config.eos_token_ids,
-        key=jax.random.key(arguments.seed),
-    )
-    answers = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in completions]
-    if arguments.prompt and len(prompts) == 1:
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "n")
+    sampling = Sampling(**{name: getattr(arguments, name) for name in names})
+    sampling.check()
+    options = {"stop_strings": arguments.stop, "seed": arguments.seed}
+    assistant = load_assistant(arguments.model)
+    if arguments.chat:
+        converse(assistant, _typed_lines(), print, sampling, **options)
+        return
+    answers = answer(assistant, prompts, sampling, **options)
+    if arguments.prompt and len(answers) == 1:
         print(answers[0])
     else:
-        _print_rows(prompts, answers)
+        _print_rows([prompt for prompt in prompts for _ in range(sampling.n)], answers)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines as the user types them, until the end of the input."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
 
 
 def read_prompts(path: str) -> Iterator[Any]:
@@ -309,24 +319,6 @@ def read_prompts(path: str) -> Iterator[Any]:
             raise RecordError(f"{path}:{number}: not valid UTF-8 at byte {error.start + 1}") from error
     if number == 0:
         raise RecordError(f"{path}: holds no prompt, only blank lines")
-
-
-def _tokenise_prompts(prompts: list[Any], tokenizer: Any) -> list[list[int]]:
-    """Token ids of each prompt as the model is asked it: by its chat template, or as plain text if it has none."""
-    from rdro_jax.data.chat import encode, prompt_messages, read_template, render_messages
-    from rdro_jax.data.records import BadRow
-
-    template = read_template(tokenizer)
-    texts = []
-    for number, prompt in enumerate(prompts, start=1):
-        try:
-            if template.text is not None:
-                messages = prompt_messages(prompt)
-                prompt = render_messages(messages, tokenizer, template, add_generation_prompt=True)
-            texts.append(prompt)
-        except BadRow as fault:
-            raise RecordError(f"prompt {number}: {fault.message}") from fault
-    return [[*template.prefix, *tokens] for tokens in encode(texts, tokenizer)]
 
 
 def _print_rows(prompts: list[Any], completions: list[str]) -> None:

@@ -132,7 +132,9 @@ USAGE = {
     ("train",): "the following arguments are required: CONFIG; 'rdro train --help' tells more",
     ("train", "c.yaml", "--pirnt"): "unknown arguments: --pirnt; 'rdro train --help' tells more",
     ("quickstart", "seed=3"): "unknown arguments: seed=3; 'rdro quickstart --help' tells more",
-    ("generate", "m"): ("one of the arguments --prompt --prompts is required; 'rdro generate --help' tells more"),
+    ("generate", "m"): (
+        "one of the arguments --prompt --prompts --chat is required; 'rdro generate --help' tells more"
+    ),
     ("generate", "m", "--prompt", "a", "--temperature", "-1"): (
         "argument --temperature: got -1; wanted 0 or more; 'rdro generate --help' tells more"
     ),

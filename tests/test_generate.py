@@ -56,16 +56,16 @@ def test_stop_token_is_kept_as_the_last_one(params):
 
 
 def test_loop_ends_when_all_have_stopped(params, monkeypatch):
-    """With every token a stop token, the places after the first are never computed: they stay 0."""
-    module = importlib.import_module("rdro_jax.generate")
-    inner, computed = module._generate, []
-    monkeypatch.setattr(
-        module, "_generate", lambda *args, **options: computed.append(inner(*args, **options)) or computed[-1]
-    )
-    generate(params, CONFIG, PROMPTS[:2], max_new_tokens=6)
-    out = generate(params, CONFIG, PROMPTS[:2], max_new_tokens=6, stop_ids=range(CONFIG.vocab_size))
-    assert [len(tokens) for tokens in out] == [1, 1]
-    assert [bool(np.asarray(tokens)[:, 1:].any()) for tokens in computed] == [True, False]
+    """With a stop token in second place, the places after it are never computed."""
+    module = importlib.import_module("rdro_jax.generate.sample")
+    inner, states = module.extend, []
+    monkeypatch.setattr(module, "extend", lambda *args, **more: states.append(inner(*args, **more)) or states[-1])
+    [whole] = generate(params, CONFIG, PROMPTS[1:2], max_new_tokens=6)
+    assert [int(state.step) for state in states] == [6]
+    [stopped] = generate(params, CONFIG, PROMPTS[1:2], max_new_tokens=6, stop_ids=[whole[1]])
+    assert (stopped, int(states[-1].step)) == (whole[:2], 2)
+    generate(params, CONFIG, PROMPTS[1:2], max_new_tokens=6, stop_ids=[whole[0]])
+    assert len(states) == 2
 
 
 def test_sampling_is_the_gumbel_max_rule_of_its_key(params):

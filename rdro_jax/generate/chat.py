@@ -1,0 +1,106 @@
+"""A model folder that answers: prompts as its chat template asks them, text out; in a batch, or in a conversation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from rdro_jax.data.chat import Template, encode, load_tokenizer, prompt_messages, read_template, render_messages
+from rdro_jax.data.records import BadRow
+from rdro_jax.errors import RecordError
+from rdro_jax.generate.sample import Sampling, sample
+from rdro_jax.models import ModelConfig, Params, load_model
+
+BUCKET = 64
+"""Prompts of a conversation are widened to a multiple of so many tokens, or every turn would be compiled anew."""
+
+
+class Assistant(NamedTuple):
+    """A model and how it is spoken to."""
+
+    params: Params
+    config: ModelConfig
+    tokenizer: Any
+    template: Template
+
+
+def load_assistant(directory: str | Path) -> Assistant:
+    """The model and the tokenizer of a folder, the tokenizer first, for it fails at once. Raises: WeightError."""
+    tokenizer = load_tokenizer(directory)
+    template = read_template(tokenizer)
+    return Assistant(*load_model(directory), tokenizer, template)
+
+
+def answer(
+    assistant: Assistant,
+    prompts: Sequence[Any],
+    sampling: Sampling,
+    *,
+    stop_strings: Sequence[str] = (),
+    seed: int = 0,
+    bucket: int = 1,
+) -> list[str]:
+    """The text of `n` answers to each prompt, which is a text or a list of messages.
+
+    Raises:
+        RecordError: the chat template refuses a prompt.
+        ConfigError: sampling options are out of range.
+    """
+
+    def decode(tokens: list[int]) -> str:
+        return assistant.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    done = sample(
+        assistant.params,
+        assistant.config,
+        tokenise_prompts(assistant, prompts),
+        sampling,
+        stop_ids=assistant.config.eos_token_ids,
+        stop_strings=stop_strings,
+        decode=decode,
+        key=jax.random.key(seed),
+        logps=False,
+        bucket=bucket,
+    )
+    return [decode(completion.tokens) for completion in done]
+
+
+def tokenise_prompts(assistant: Assistant, prompts: Sequence[Any]) -> list[list[int]]:
+    """Token ids of each prompt as the model is asked it: by its chat template, or as plain text if it has none."""
+    template, texts = assistant.template, []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            if template.text is not None:
+                messages = prompt_messages(prompt)
+                prompt = render_messages(messages, assistant.tokenizer, template, add_generation_prompt=True)
+            texts.append(prompt)
+        except BadRow as fault:
+            raise RecordError(f"prompt {number}: {fault.message}") from fault
+    return [[*template.prefix, *tokens] for tokens in encode(texts, assistant.tokenizer)]
+
+
+def converse(
+    assistant: Assistant,
+    lines: Iterator[str],
+    say: Callable[[str], None],
+    sampling: Sampling,
+    *,
+    stop_strings: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Answer each line in the light of those before it; `/new` forgets them, the end of the lines ends it.
+
+    A model without a chat template is given each line by itself.
+    """
+    messages: list[dict[str, Any]] = []
+    for turn, line in enumerate(lines):
+        if line.strip() == "/new":
+            messages = []
+            continue
+        messages = [*messages, {"role": "user", "content": line}]
+        prompt = messages if assistant.template.text is not None else line
+        options = {"stop_strings": stop_strings, "seed": seed + turn, "bucket": BUCKET}
+        [text] = answer(assistant, [prompt], sampling, **options)
+        say(text)
+        messages = [*messages, {"role": "assistant", "content": text}]

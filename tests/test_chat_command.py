@@ -1,0 +1,58 @@
+"""A conversation is the batch of one prompt per turn, each prompt all that was said before."""
+
+import json
+
+import pytest
+from tiny import WORDS, write_folder
+
+from rdro_jax import cli
+from rdro_jax.generate import Sampling
+from rdro_jax.generate.chat import answer, converse, load_assistant
+
+LINES = [" ".join(WORDS[4:6]), WORDS[7]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("chat")) / "model"
+
+
+@pytest.fixture(scope="module")
+def assistant(folder):
+    return load_assistant(folder)
+
+
+def test_each_turn_sees_what_was_said(assistant):
+    sampling, said = Sampling(5), []
+    converse(assistant, iter([*LINES, "/new", LINES[1]]), said.append, sampling)
+    [first] = answer(assistant, [LINES[0]], sampling)
+    told = [
+        {"role": "user", "content": LINES[0]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": LINES[1]},
+    ]
+    [second] = answer(assistant, [told], sampling)
+    [alone] = answer(assistant, [LINES[1]], sampling)
+    assert said == [first, second, alone]
+    assert second != alone
+
+
+def test_several_answers_per_prompt_are_rows_of_their_own(folder, capsys):
+    words = ["generate", str(folder), "--prompt", LINES[0], "--prompt", LINES[1], "--max-new-tokens", "4"]
+    assert cli.main([*words, "--temperature", "2", "--n", "3"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == [LINES[0]] * 3 + [LINES[1]] * 3
+    assert len({row["completion"] for row in rows}) > 3
+
+
+def test_a_stop_text_ends_an_answer(folder, capsys):
+    words = ["generate", str(folder), "--prompt", LINES[0], "--max-new-tokens", "6"]
+    assert cli.main(words) == 0
+    whole = capsys.readouterr().out.split()
+    assert cli.main([*words, "--stop", whole[1]]) == 0
+    assert capsys.readouterr().out.split() == whole[: whole.index(whole[1]) + 1]
+
+
+def test_options_out_of_range_are_refused_before_the_model_is_read(capsys):
+    assert cli.main(["generate", "nowhere", "--prompt", "a", "--top-p", "0"]) == 2
+    assert capsys.readouterr().err == "rdro: error: generate: top_p is 0.0; wanted above 0 and at most 1\n"
