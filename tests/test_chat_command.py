@@ -23,7 +23,7 @@ def assistant(folder):
 
 
 def test_each_turn_sees_what_was_said(assistant):
-    sampling, said = Sampling(5), []
+    sampling, said = Sampling(5, temperature=2.0), []
     converse(assistant, iter([*LINES, "/new", LINES[1]]), said.append, sampling)
     [first] = answer(assistant, [LINES[0]], sampling)
     told = [
@@ -31,10 +31,10 @@ def test_each_turn_sees_what_was_said(assistant):
         {"role": "assistant", "content": first},
         {"role": "user", "content": LINES[1]},
     ]
-    [second] = answer(assistant, [told], sampling)
-    [alone] = answer(assistant, [LINES[1]], sampling)
+    [second] = answer(assistant, [told], sampling, seed=1)
+    [alone] = answer(assistant, [LINES[1]], sampling, seed=3)
     assert said == [first, second, alone]
-    assert second != alone
+    assert second != answer(assistant, [LINES[1]], sampling, seed=1)[0]
 
 
 def test_several_answers_per_prompt_are_rows_of_their_own(folder, capsys):
