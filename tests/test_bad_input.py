@@ -336,15 +336,17 @@ def on_a_small_disk(limit: int, *words: object) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize(
-    ("limit", "copies", "says"),
+    ("limit", "prepared", "says"),
     [
-        (2000, 4, "data_report.json: cannot be written"),
-        (12_000, 40, "reference_store/.* cannot be written"),
-        (20_000, 4, "run: checkpoint not saved .*File too large"),
+        (1500, False, "prepared: cannot be written .*too large.*data.prepared"),
+        (8_000, True, "reference_store/.* cannot be written"),
+        (20_000, True, "run: checkpoint not saved .*File too large"),
     ],
 )
-def test_full_disk(limit, copies, says, home):
-    (home / "train.jsonl").write_text((home / "train.jsonl").read_text() * copies)  # more rows, larger store
+def test_full_disk(limit, prepared, says, home):
+    (home / "train.jsonl").write_text((home / "train.jsonl").read_text() * (4 if limit == 20_000 else 40))
+    if prepared:
+        assert cli.main(["prepare", str(home / "run.yaml")]) == 0
     full = on_a_small_disk(limit, "train", home / "run.yaml", "max_steps=1")
     assert full.returncode == 5, full.stderr
     assert (full.stderr.count("rdro: error: "), full.stderr.count("Traceback")) == (1, 0), full.stderr

@@ -1,7 +1,6 @@
 """Rows -> an artefact on disk, tokenised by many processes, part by part; what is there already is not done again."""
 
 import dataclasses
-import errno
 import fcntl
 import json
 import multiprocessing
@@ -17,6 +16,8 @@ from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
 
 from rdro_jax.data.chat import Template, Tokenizer, load_tokenizer, read_template, tokenizer_hash
 from rdro_jax.data.config import DataConfig, Source, sources_of
@@ -82,12 +83,14 @@ def prepare(
 
 @contextmanager
 def _storage_faults(folder: Path) -> Iterator[None]:
-    """OSErrors of writing, as StorageError."""
+    """Faults of writing, as StorageError."""
     try:
         yield
-    except OSError as error:
-        full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
-        raise StorageError(f"{folder}: {error.strerror or error}{full}; set data.prepared to another folder") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise StorageError(
+            f"{folder}: cannot be written ({reason}); free space, or set data.prepared to another folder"
+        ) from error
 
 
 @contextmanager

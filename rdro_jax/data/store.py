@@ -105,6 +105,10 @@ def merge_parts(parts: Sequence[Path], folder: Path, meta: Mapping[str, Any]) ->
         )
         for name, (dtype, shape) in shapes[0].items()
     }
+    for name in arrays:
+        with open(folder / f"{name}.npy", "r+b") as file:
+            # A memory map on a disk that fills up ends the process; room asked for beforehand is an error instead.
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     begins = dict.fromkeys(arrays, 0)
     for part in parts:
         for name, values in load_file(part).items():
