@@ -31,12 +31,11 @@ def pair_up(arrays: Arrays) -> Int64[np.ndarray, "pairs two"]:
 
 
 def _is_pair(arrays: Arrays, ends: Int64[np.ndarray, "examples"], one: int, other: int) -> bool:
-    """True where the prompts are token for token the same, and the completions are not."""
-    prompt = arrays["prompt_lengths"][one]
-    if prompt != arrays["prompt_lengths"][other]:
+    """True where as much of the one prompt is left in both, and the completions are not the same."""
+    if arrays["prompt_lengths"][one] != arrays["prompt_lengths"][other]:
         return False
     first, second = (arrays["tokens"][ends[i] - arrays["lengths"][i] : ends[i]] for i in (one, other))
-    return np.array_equal(first[:prompt], second[:prompt]) and not np.array_equal(first, second)
+    return not np.array_equal(first, second)
 
 
 def take(arrays: Arrays, order: Int64[np.ndarray, "taken"]) -> Arrays:

@@ -63,7 +63,7 @@ def test_processes_give_the_same_without_a_main_guard(write_rows, chatml, chatml
         f"config = DataConfig(train={path!r}, max_length=128, workers=2)\n"
         f"print(prepare({path!r}, {str(chatml_folder)!r}, config, {str(store)!r}).report.kept)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.split() == ["once", "200"], done.stderr
     assert_same(prepare(path, chatml_folder, config(path), store), load_examples(path, chatml, config(path)))
 

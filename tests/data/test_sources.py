@@ -102,6 +102,21 @@ def test_every_kind_of_file_gives_the_same_examples(name, wanted, chatml, tmp_pa
     assert examples.report.ignored_columns == ()
 
 
+def test_a_key_that_another_message_has_is_not_there(chatml, tmp_path, monkeypatch):
+    """Parquet says `name: null` of every message but one, and a template may ask whether there is a name."""
+    named = chatml.chat_template.replace(
+        "{{ m.content }}", "{% if m.name is defined %}[{{ m.name }}]{% endif %}{{ m.content }}"
+    )
+    monkeypatch.setattr(chatml, "chat_template", named)
+    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
+    WRITERS["rows.parquet"](tmp_path / "rows.parquet")
+    plain, table = (
+        load_examples(str(tmp_path / name), chatml, DataConfig(train="-")) for name in ("rows.jsonl", "rows.parquet")
+    )
+    assert table.tokens.tolist() == plain.tokens.tolist()
+    assert chatml.decode(plain.tokens).count("[") == chatml.decode(plain.tokens).count("[Ada]") == 1
+
+
 @pytest.mark.parametrize("writer", [write_saved_splits, write_hub_folder])
 def test_a_split_is_chosen_by_name(writer, wanted, chatml, tmp_path):
     writer(tmp_path / "set")
