@@ -339,6 +339,8 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="the run's output_dir")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must not exist")
     parser.add_argument("--step", metavar="N", type=int, help="optimizer step of the checkpoint to take")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: the run's)")
+    parser.add_argument("--adapter", action="store_true", help="adapters alone, in the form of PEFT (model.lora runs)")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -346,7 +348,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     if arguments.out.exists():
         raise StorageError(f"{arguments.out}: already exists; name a new folder or remove this one")
-    export(arguments.run_dir, arguments.out, step=arguments.step)
+    export(arguments.run_dir, arguments.out, step=arguments.step, dtype=arguments.dtype, adapter=arguments.adapter)
     print(arguments.out)
 
 

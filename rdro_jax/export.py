@@ -6,16 +6,28 @@ import jax
 
 from rdro_jax.checkpoint import find_fault, list_steps, load_items
 from rdro_jax.config import load_config
-from rdro_jax.errors import CheckpointError
-from rdro_jax.models import abstract_params, save_model
-from rdro_jax.parallel import make_mesh
+from rdro_jax.errors import CheckpointError, ConfigError
+from rdro_jax.models import save_adapters, save_model
+from rdro_jax.parallel import make_mesh, param_shardings
 from rdro_jax.train.policy import make_policy
+from rdro_jax.train.state import TrainState
+from rdro_jax.train.trained import load_base, merged_params, trained_shapes
 
 
-def export(run_dir: str | Path, out: str | Path, *, step: int | None = None) -> Path:
+def export(
+    run_dir: str | Path,
+    out: str | Path,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    adapter: bool = False,
+) -> Path:
     """Write the policy of a checkpoint (default: the newest) to `out`, with tokenizer files, and return `out`.
 
-    The weights keep the type the run held them in. Raises `CheckpointError` where the run has no such checkpoint.
+    The weights keep the type the run held them in, unless `dtype` names one. Adapters are merged into the model;
+    `adapter` writes them alone, in PEFT's form.
+
+    Raises: `CheckpointError` where the run has no such checkpoint, `ConfigError` where it has no adapter.
     """
     run, out = Path(run_dir), Path(out)
     steps = list_steps(run)
@@ -30,11 +42,19 @@ def export(run_dir: str | Path, out: str | Path, *, step: int | None = None) -> 
         )
     config = load_config(run / "config.yaml")
     policy = make_policy(config.model.path, make_mesh(config.mesh))
+    if adapter and config.model.lora is None:
+        raise ConfigError(f"{run}: this run trained the model itself, not adapters (model.lora); leave out --adapter")
+    shapes = trained_shapes(config, policy)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract_params(policy.model, config.model.dtype),
-        policy.param_shardings,
+        shapes,
+        param_shardings(shapes, policy.mesh),
     )
-    params = load_items(run, step, {"params": placed})["params"]
-    save_model(params, policy.model, out, base=config.model.path)
+    trained = load_items(run, step, {"params": placed})["params"]
+    if config.model.lora is not None and adapter:
+        save_adapters(trained, config.model.lora, out, base=config.model.path)
+        return out
+    frozen = () if config.model.lora is None else load_base(config, policy)
+    params = merged_params(config, TrainState(jax.numpy.int32(step), trained, (), frozen=frozen))
+    save_model(params, policy.model, out, base=config.model.path, dtype=dtype)
     return out

@@ -11,6 +11,7 @@ from rdro_jax.checkpoint import CheckpointConfig
 from rdro_jax.data import DataConfig
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import Loss
+from rdro_jax.models import LoraConfig
 from rdro_jax.optim import OptimizerConfig
 from rdro_jax.parallel import MeshConfig
 
@@ -29,6 +30,8 @@ class ModelSource:
     """Precision of the parameters and of the optimizer's moments."""
     compute_dtype: Dtype = "float32"
     """Precision of activations and matrix products; log-probs and norms are always float32."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters to train beside the model, which then stays as it is; null trains the model itself."""
     remat: Literal["none", "full"] = "full"
     """"full" recomputes each layer in the backward pass: less memory, about a third more compute."""
 

@@ -7,11 +7,11 @@ from typing import Any
 from rdro_jax.config import Config
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import RDRO, Loss
-from rdro_jax.models import load_model
 from rdro_jax.train.console import say
 from rdro_jax.train.dataset import HeldoutSet, evaluate
 from rdro_jax.train.policy import Policy
 from rdro_jax.train.run import RunFolder, write_json
+from rdro_jax.train.trained import starting_params
 
 ALPHA_FILE = "alpha.json"
 
@@ -37,7 +37,7 @@ def resolve_loss(config: Config, run: RunFolder, policy: Policy, share: float, h
 
 def _estimate(config: Config, policy: Policy, share: float, heldout: HeldoutSet | None) -> dict[str, Any]:
     """alpha_hat of the starting policy with its interval. Raises: ConfigError where the interval leaves (0, 1)."""
-    params, _ = load_model(config.model.path, dtype=config.model.dtype, shardings=policy.param_shardings)
+    params = starting_params(config, policy)
     metrics = evaluate(config, policy, RDRO(alpha=share), params, (), heldout)
     value, low, high = (metrics[f"eval_alpha_hat/{name}"] for name in ("value", "low", "high"))
     if value is None or low is None or high is None or not (0 < low <= value <= high < 1):

@@ -16,6 +16,7 @@ from rdro_jax.train.heldout import heldout_metrics
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.reference import fill_reference_logps, reference_fingerprint
 from rdro_jax.train.scoring import score_examples
+from rdro_jax.train.trained import starting_params
 
 Logps = Float32[np.ndarray, "examples"]
 
@@ -53,10 +54,15 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
         source, reference = config.model, policy
         if config.reference.path:  # another architecture, perhaps: of another size, or another rope
             reference = make_policy(directory, policy.mesh, compute_dtype=source.compute_dtype, remat=source.remat)
-        params, _ = load_model(directory, dtype=source.dtype, shardings=reference.param_shardings)
+            params, _ = load_model(directory, dtype=source.dtype, shardings=reference.param_shardings)
+        else:
+            params = starting_params(config, policy)
         return score_policy(config, reference, params, examples, known=known, title="reference log-probs")
 
-    return fill_reference_logps(store, reference_fingerprint(directory, config.model.compute_dtype), examples, score)
+    lora = config.model.lora
+    adapter = lora.adapter if lora is not None and config.reference.path is None else None
+    fingerprint = reference_fingerprint(directory, config.model.compute_dtype, adapter)
+    return fill_reference_logps(store, fingerprint, examples, score)
 
 
 def score_policy(

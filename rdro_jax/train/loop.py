@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from rdro_jax.config import Config, check_inputs
 from rdro_jax.data import Loader
 from rdro_jax.errors import DivergedError, RestartWanted, WeightError
 from rdro_jax.losses import Loss
-from rdro_jax.models import abstract_params, load_model, save_model
+from rdro_jax.models import save_adapters, save_model
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import check_rows, global_arrays, make_mesh, rows_sharding
 from rdro_jax.train.alpha import resolve_loss
@@ -37,6 +38,17 @@ from rdro_jax.train.run import (
 from rdro_jax.train.state import TrainState, init_state, state_items, state_shardings
 from rdro_jax.train.step import make_train_step
 from rdro_jax.train.stopping import stop_requests
+from rdro_jax.train.trained import (
+    load_base,
+    merged_params,
+    policy_params,
+    start_adapters,
+    step_params,
+    trained_shapes,
+)
+
+ADAPTER_FOLDER = "adapter"
+"""Where in its folder a run with `model.lora` leaves the adapters in PEFT's form, beside the merged model."""
 
 
 class RunResult(NamedTuple):
@@ -103,14 +115,16 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     loss = resolve_loss(config, run, policy, train_examples.report.alpha, heldout)
     state = _load_state(config, run, policy, optimizer, loss)
     if run.resume_step == 0 and config.loss.needs_reference and config.reference.path is None:
-        check_policy_is_reference(policy, state.params, loader)
+        check_policy_is_reference(policy, policy_params(config, state), loader)
     _introduce(config, run, loader, loss, num_steps)
 
     step = _compile_step(config, policy, loss, optimizer, state, loader)
-    judge = lambda state: evaluate(config, policy, loss, state.params, state.running, heldout)  # noqa: E731
+    judge = lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout)  # noqa: E731
     recorder = Recorder(config, run, loss, loader, num_steps, state.params)
     state = _run_steps(config, run, step, judge, state, recorder, loader, num_steps, deadline)
-    save_model(state.params, policy.model, run.path, base=config.model.path)
+    if config.model.lora is not None:
+        save_adapters(state.params, config.model.lora, run.path / ADAPTER_FOLDER, base=config.model.path)
+    save_model(merged_params(config, state), policy.model, run.path, base=config.model.path)
     write_result(run, recorder.latest)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
     return RunResult(run.path, recorder.latest)
@@ -120,17 +134,20 @@ def _load_state(
     config: Config, run: RunFolder, policy: Policy, optimizer: optax.GradientTransformation, loss: Loss
 ) -> TrainState:
     """State from the newest checkpoint, or of a new run from the model folder; made on its shards in one jit."""
-    shapes = abstract_params(policy.model, config.model.dtype)
+    shapes = trained_shapes(config, policy)
     shardings = state_shardings(shapes, optimizer, loss, policy.mesh)
+    base = load_base(config, policy) if run.resume_step == 0 or config.model.lora is not None else ()
+    trained, frozen = (base, ()) if config.model.lora is None else (None, base)
     if run.resume_step == 0:
-        params, _ = load_model(config.model.path, dtype=config.model.dtype, shardings=policy.param_shardings)
-        return jax.jit(lambda p: init_state(p, optimizer, loss), out_shardings=shardings, donate_argnums=0)(params)
+        trained = start_adapters(config, policy) if trained is None else trained
+        make = jax.jit(lambda p: init_state(p, optimizer, loss), out_shardings=shardings, donate_argnums=0)
+        return make(trained)._replace(frozen=frozen)
     say(f"{run.path}: resuming after step {run.resume_step}")
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, loss), shapes)
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
     )
-    return abstract._replace(**load_items(run.path, run.resume_step, state_items(abstract)))
+    return abstract._replace(**load_items(run.path, run.resume_step, state_items(abstract)), frozen=frozen)
 
 
 def check_policy_is_reference(policy: Policy, params: Any, loader: Loader) -> None:
@@ -159,7 +176,9 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
 
 def _compile_step(config, policy, loss, optimizer, state, loader):
     """The step compiled ahead of time: a wrong shape raises here, and no later call can compile again."""
-    step = make_train_step(policy.logps, loss, optimizer, num_microbatches=config.num_microbatches)
+    assemble = partial(step_params, config) if config.model.lora is not None else None
+    parts = config.num_microbatches
+    step = make_train_step(policy.logps, loss, optimizer, num_microbatches=parts, assemble=assemble)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
     batch = global_arrays(loader[0][0], rows_sharding(policy.mesh))

@@ -15,15 +15,19 @@ from safetensors.numpy import load_file, save_file
 
 from rdro_jax.data import Examples
 from rdro_jax.errors import StorageError
+from rdro_jax.models.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 FORWARD_VERSION = 1
 """Raised when a change of ours alters the log-probs of an unchanged model, so that no stored number outlives it."""
 
 
-def reference_fingerprint(directory: str | Path, compute_dtype: str) -> str:
-    """Identity of a reference: its weights, its architecture, the precision it computes in."""
+def reference_fingerprint(directory: str | Path, compute_dtype: str, adapter: str | Path | None = None) -> str:
+    """Identity of a reference: its weights, its architecture, its adapter, the precision it computes in."""
     digest = xxhash.xxh3_128(f"{FORWARD_VERSION} {compute_dtype}".encode())
-    for file in sorted([*Path(directory).glob("*.safetensors"), Path(directory) / "config.json"]):
+    files = sorted([*Path(directory).glob("*.safetensors"), Path(directory) / "config.json"])
+    if adapter is not None:
+        files += [Path(adapter) / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)

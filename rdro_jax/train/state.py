@@ -27,6 +27,8 @@ class TrainState(NamedTuple):
     opt_state: Any
     running: Any = ()
     """Running statistics of the loss (BCO's shift); () for most."""
+    frozen: Any = ()
+    """Parameters that are read and never changed (the base of adapters); () where all are trained."""
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, loss: LossFunction) -> TrainState:
@@ -43,8 +45,11 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, loss: LossF
 
 
 def state_items(state: TrainState) -> dict[str, Any]:
-    """The parts of a state as a checkpoint's items; parts without arrays, which it could not hold, are left out."""
-    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
+    """The parts of a state as a checkpoint's items.
+
+    Left out are parts without arrays, which a checkpoint could not hold, and what is frozen: the model folder has it.
+    """
+    return {name: part for name, part in state._replace(frozen=())._asdict().items() if jax.tree.leaves(part)}
 
 
 def state_shardings(

@@ -15,12 +15,19 @@ from rdro_jax.train.state import TrainState
 
 Forward = Callable[[Any, Batch], Float[Array, "rows slots"]]
 """(params, batch) -> summed completion log-probabilities in nats, float32."""
+Assemble = Callable[[Any, TrainState, Batch], Any]
+"""(trained parameters, state, batch) -> what `forward` takes, where that is more than what is trained."""
 Metrics = dict[str, Float[Array, ""]]
 """Sums over the global batch, and what is no sum; `metrics.Window` makes means of them on the host."""
 
 
 def make_train_step(
-    forward: Forward, loss: LossFunction, optimizer: optax.GradientTransformation, *, num_microbatches: int = 1
+    forward: Forward,
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_microbatches: int = 1,
+    assemble: Assemble | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step as a pure function (state, batch) -> (state, metrics).
 
@@ -54,15 +61,16 @@ def make_train_step(
     >>> print((state.params["logps"] - batch.reference_logps).round(3))  # nats: one up, the other down
     [[ 0.025 -0.025]]
     """
-    gradients = _make_gradients(forward, loss, num_microbatches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        whole = lambda params, part: params if assemble is None else assemble(params, state, part)  # noqa: E731
+        gradients = _make_gradients(lambda params, part: forward(whole(params, part), part), loss, num_microbatches)
         (grads, sums), running, (logps, shared) = gradients(state.params, batch, state.running)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
         squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)])
         grad_norm = jnp.sqrt(jnp.sum(squares))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        made = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, running)
+        made = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, running, state.frozen)
         # Decided on what every device has whole, so that all of them skip the same step.
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state._replace(step=made.step))
