@@ -213,7 +213,7 @@ def test_eval_prints_json(run, room):
 def test_export_and_import_say_what_they_wrote(run, room):
     exported = room("rdro_jax.export", "export")
     assert run("export", "runs/a", "out", "--step", 5) == (0, "out\n", "")
-    assert exported == [((Path("runs/a"), Path("out")), {"step": 5})]
+    assert exported == [((Path("runs/a"), Path("out")), {"step": 5, "dtype": None, "adapter": False})]
     imported = room("rdro_jax.models.gguf", "import_gguf", Path("out"))
     assert run("import-gguf", "m.gguf", "out") == (0, "out\n", "")
     assert imported == [((Path("m.gguf"), Path("out")), {})]
