@@ -38,6 +38,9 @@ TEMPLATE_SECONDS = 10
 """A template is a stranger's program: in its sandbox it can write no file, but it can loop."""
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TEXTS_AT_ONCE = 256
+"""Texts tokenised in one call: while it runs, the tokenizers library holds over 100 bytes a token."""
+
 TEMPLATE_FILES = ("tokenizer.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -292,5 +295,7 @@ def encode(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        begins = range(0, len(texts), TEXTS_AT_ONCE)
+        batches = (backend.encode_batch_fast(texts[i : i + TEXTS_AT_ONCE], add_special_tokens=False) for i in begins)
+        return [encoding.ids for batch in batches for encoding in batch]
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,47 +99,36 @@ def tally_from_json(values: dict[str, Any]) -> Tally:
 
 def merge_parts(parts: Sequence[Path], folder: Path, meta: Mapping[str, Any]) -> None:
     """Write the arrays of all parts, one after the other, and what is known of them; one part in memory at a time."""
-    shapes = [_shapes(part) for part in parts]
-    arrays = {
-        name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", "w+", dtype, (sum(part[name][1][0] for part in shapes), *shape[1:])
-        )
-        for name, (dtype, shape) in shapes[0].items()
-    }
-    for name in arrays:
-        with open(folder / f"{name}.npy", "r+b") as file:
-            # A memory map on a disk that fills up ends the process; room asked for beforehand is an error instead.
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    begins = dict.fromkeys(arrays, 0)
+    arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
     for part in parts:
         for name, values in load_file(part).items():
-            arrays[name][begins[name] : begins[name] + len(values)] = values
-            begins[name] += len(values)
-    for array in arrays.values():
-        array.flush()
-    files = {f"{name}.npy": _identity(folder / f"{name}.npy") for name in arrays}
-    (folder / META_FILE).write_text(json.dumps({**meta, "files": files}, indent=2))
-
-
-def _shapes(part: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Type and shape of the arrays of a part."""
-    return {name: (values.dtype, values.shape) for name, values in load_file(part).items()}
+            rows = arrays[name][1][0] if name in arrays else 0
+            arrays[name] = values.dtype, (rows + len(values), *values.shape[1:])
+    # Written, not mapped: mapped pages count as this process's memory, and a full disk ends it instead of an OSError.
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in arrays}
+        for name, (dtype, shape) in arrays.items():
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[name], header)
+        for part in parts:
+            for name, values in load_file(part).items():
+                files[name].write(values.tobytes())
+    identities = {f"{name}.npy": _identity(folder / f"{name}.npy") for name in arrays}
+    (folder / META_FILE).write_text(json.dumps({**meta, "files": identities}, indent=2))
 
 
 def _identity(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "xxh3": _file_hash(path)}
 
 
-def open_artefact(path: Path, *, verify: bool = False) -> Artefact:
-    """A stored artefact; `verify` reads all of it and compares its hashes, else only the files' sizes are compared.
+def open_artefact(path: Path) -> Artefact:
+    """A stored artefact, all of it read once and compared with its hashes.
 
     Raises: StorageError for an artefact that is damaged.
     """
     meta = json.loads((path / META_FILE).read_text())
     for name, wanted in meta["files"].items():
-        file = path / name
-        got = file.stat().st_size if file.is_file() else None
-        if got != wanted["bytes"] or (verify and _file_hash(file) != wanted["xxh3"]):
-            raise StorageError(f"{file}: damaged since it was prepared; remove {path} and it is prepared again")
+        if not (path / name).is_file() or _identity(path / name) != wanted:
+            raise StorageError(f"{path / name}: damaged since it was prepared; remove {path} and it is prepared again")
     arrays = {Path(name).stem: np.load(path / name, mmap_mode="r") for name in meta["files"]}
     return Artefact(path, arrays, tally_from_json(meta["tally"]), [SourceReport(**s) for s in meta["sources"]])
