@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from rdro_jax.models.backends import attend_fused, attend_splash, choose_backend
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.norm import RMSNorm
 from rdro_jax.models.projection import Projection
@@ -23,6 +24,13 @@ class Cache(NamedTuple):
 
     keys: Float[Array, "layers rows kv_heads slots head_dim"]
     values: Float[Array, "layers rows kv_heads slots head_dim"]
+
+
+class Sight(NamedTuple):
+    """What queries of packed rows may see, as each kernel wants it told."""
+
+    mask: Bool[Array, "rows seq seq"]
+    segment_ids: Int[Array, "rows seq"]
 
 
 class CacheSite(NamedTuple):
@@ -120,6 +128,14 @@ def _write(site: CacheSite, keys: Array, values: Array) -> Cache:
     )
 
 
+def _attend_packed(config: ModelConfig, queries: Array, keys: Array, values: Array, sight: Sight) -> Array:
+    """Attention within packed rows, by the backend of the config."""
+    backend = choose_backend(config, queries.shape[2])
+    if backend == "splash":
+        return attend_splash(queries, keys, values, sight.segment_ids)
+    return (attend_fused if backend == "cudnn" else attend_causal)(queries, keys, values, sight.mask)
+
+
 class Attention(nn.Module):
     """Self-attention of one layer. With a cache site it attends over the cache, its own tokens included."""
 
@@ -130,7 +146,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "rows seq d_model"],
         turn: Rotation,
-        mask: Bool[Array, "rows seq slots"],
+        sight: Sight | Bool[Array, "rows seq slots"],
         site: CacheSite | None = None,
     ) -> tuple[Float[Array, "rows seq d_model"], Cache | None]:
         c = self.config
@@ -141,11 +157,12 @@ class Attention(nn.Module):
             queries = RMSNorm(c.rms_norm_eps, name="q_norm")(queries)
             keys = RMSNorm(c.rms_norm_eps, name="k_norm")(keys)
         queries, keys = rotate(queries, turn), rotate(keys, turn)
-        if site is None:
-            cache, mixed = None, attend_causal(queries, keys, values, mask)
+        if isinstance(sight, Sight):
+            cache, mixed = None, _attend_packed(c, queries, keys, values, sight)
         else:
+            assert site is not None, "a mask of cache slots comes with a cache"
             cache = _write(site, keys, values)
-            mixed = attend(queries, cache.keys[site.layer], cache.values[site.layer], mask)
+            mixed = attend(queries, cache.keys[site.layer], cache.values[site.layer], sight)
         flat = mixed.swapaxes(1, 2).reshape(*x.shape[:2], c.n_heads * c.head_dim)
         return Projection(c, c.d_model, name="o_proj")(flat), cache
 

@@ -95,5 +95,7 @@ class ModelConfig:
     """Tokens that end a generation."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products; norms, softmax, angles and logits are float32 always."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Kernel of attention over packed rows; `auto` takes what suits the platform (`models/backends.py`)."""
     remat: Literal["none", "full"] = "full"
     """`full`: keep only each layer's input for the backward pass. `none`: keep everything (faster, more memory)."""

@@ -1,6 +1,7 @@
 """The decoder of every family as pure functions: embed, scan one block over the stacked layers, normalise."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.models.attention import Attention, Cache, CacheSite, cache_mask, in_window, packed_mask
+from rdro_jax.models.attention import Attention, Cache, CacheSite, Sight, cache_mask, in_window, packed_mask
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.moe import RoutedMLP
 from rdro_jax.models.norm import RMSNorm
@@ -42,11 +43,11 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "rows seq d_model"], turn: Rotation, mask: Array, site: CacheSite | None = None
+        self, x: Float[Array, "rows seq d_model"], turn: Rotation, sight: Sight | Array, site: CacheSite | None = None
     ) -> tuple[Float[Array, "rows seq d_model"], Cache | None]:
         c = self.config
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
-        mixed, cache = Attention(c, name="self_attn")(normed, turn, mask, site)
+        mixed, cache = Attention(c, name="self_attn")(normed, turn, sight, site)
         x = x + mixed
         mlp = MLP(c, name="mlp") if c.moe is None else RoutedMLP(c, name="mlp")
         return x + mlp(RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)), cache
@@ -78,7 +79,10 @@ def _init_layer(config: ModelConfig, key: Array) -> Params:
     """Random parameters of one block, shapes inferred from one token."""
     token = jnp.zeros((1, 1, config.d_model), config.compute_dtype)
     turn = rotation(config.rope, config.head_dim, jnp.zeros((1, 1), jnp.int32))
-    return dict(DecoderBlock(config).init(key, token, turn, jnp.ones((1, 1, 1), bool))["params"])
+    sight = Sight(jnp.ones((1, 1, 1), bool), jnp.ones((1, 1), jnp.int32))
+    # By the reference kernel: the others have demands on shapes, and the parameters do not depend on the kernel.
+    block = DecoderBlock(replace(config, attention="xla"))
+    return dict(block.init(key, token, turn, sight)["params"])
 
 
 def abstract_params(config: ModelConfig, dtype: str = "float32") -> Params:
@@ -120,7 +124,7 @@ def forward(
 
     def layer(x: Array, scanned: tuple[Params, Array]) -> tuple[Array, None]:
         layer_params, index = scanned
-        x, _ = _apply(config, layer_params, x, turn, masks(index))
+        x, _ = _apply(config, layer_params, x, turn, Sight(masks(index), segment_ids))
         return constrain("activations", x), None
 
     # prevent_cse=False: inside a scan XLA cannot merge the recomputation with the first pass anyway.
@@ -195,10 +199,15 @@ def logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch d_m
 
 
 def _apply(
-    config: ModelConfig, layer_params: Params, x: Array, turn: Rotation, mask: Array, site: CacheSite | None = None
+    config: ModelConfig,
+    layer_params: Params,
+    x: Array,
+    turn: Rotation,
+    sight: Sight | Array,
+    site: CacheSite | None = None,
 ) -> tuple[Array, Cache | None]:
     """One block as a pure function of its parameters."""
-    result = DecoderBlock(config).apply({"params": layer_params}, x, turn, mask, site)
+    result = DecoderBlock(config).apply({"params": layer_params}, x, turn, sight, site)
     return cast(tuple[Array, Cache | None], result)
 
 

@@ -31,7 +31,7 @@ COPIED = (
     "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt",
 )  # fmt: skip
-NOT_SAVED = ("compute_dtype", "remat", "eos_token_ids")
+NOT_SAVED = ("compute_dtype", "attention", "remat", "eos_token_ids")
 """Fields of a ModelConfig that say how it is run, not which numbers are right."""
 
 

@@ -53,7 +53,13 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
     def score(known):
         source, reference = config.model, policy
         if config.reference.path:  # another architecture, perhaps: of another size, or another rope
-            reference = make_policy(directory, policy.mesh, compute_dtype=source.compute_dtype, remat=source.remat)
+            reference = make_policy(
+                directory,
+                policy.mesh,
+                compute_dtype=source.compute_dtype,
+                remat=source.remat,
+                attention=source.attention,
+            )
             params, _ = load_model(directory, dtype=source.dtype, shardings=reference.param_shardings)
         else:
             params = starting_params(config, policy)

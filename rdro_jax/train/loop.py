@@ -93,7 +93,9 @@ def train(config: Config) -> RunResult:
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.global_batch_size, config.num_microbatches)
     source = config.model
-    policy = make_policy(source.path, mesh, compute_dtype=source.compute_dtype, remat=source.remat)
+    policy = make_policy(
+        source.path, mesh, compute_dtype=source.compute_dtype, remat=source.remat, attention=source.attention
+    )
     with locked(config):
         return _train(config, policy, deadline)
 

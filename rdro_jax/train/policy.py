@@ -60,13 +60,19 @@ class Policy(NamedTuple):
 
 
 def make_policy(
-    directory: str | Path, mesh: Mesh, *, compute_dtype: Dtype = "float32", remat: Literal["none", "full"] = "full"
+    directory: str | Path,
+    mesh: Mesh,
+    *,
+    compute_dtype: Dtype = "float32",
+    remat: Literal["none", "full"] = "full",
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto",
 ) -> Policy:
     """The policy whose architecture a Hugging Face folder names.
 
     Raises: `ConfigError` where heads or parameters do not divide over the mesh, `WeightError` for an unusable folder.
     """
-    model = dataclasses.replace(load_config(directory), compute_dtype=compute_dtype, remat=remat)
+    read = load_config(directory)
+    model = dataclasses.replace(read, compute_dtype=compute_dtype, remat=remat, attention=attention)
     check_heads(mesh, model.n_heads, model.n_kv_heads)
     constrain = make_constrain(mesh)
 

@@ -1,0 +1,96 @@
+"""Attention over packed rows by the kernel that suits the machine; all of them compute what `attention.attend` does.
+
+| backend | where | needs |
+|---|---|---|
+| `xla` | anywhere | nothing: the reference |
+| `cudnn` | NVIDIA | bfloat16 activations, even rows, heads of a multiple of 8 and at most 128 wide |
+| `splash` | TPU, one device | rows of a multiple of 128 tokens, heads 64 or a multiple of 128 wide, no sliding window |
+"""
+
+from typing import Literal, cast
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+from rdro_jax.errors import ConfigError
+from rdro_jax.models.config import ModelConfig
+
+Backend = Literal["xla", "cudnn", "splash"]
+SPLASH_BLOCK = 128
+"""Tokens of a row that splash attention takes at a time."""
+
+
+def choose_backend(config: ModelConfig, seq: int) -> Backend:
+    """The backend a config names, or for `auto` the one that suits the platform and can compute it.
+
+    Raises: ConfigError where the named one cannot.
+    """
+    obstacles = {"xla": None, "cudnn": _no_cudnn(config, seq), "splash": _no_splash(config, seq)}
+    if config.attention != "auto":
+        if obstacles[config.attention]:
+            raise ConfigError(
+                f"model.attention: {config.attention} wants {obstacles[config.attention]}; set auto or xla"
+            )
+        return config.attention
+    if jax.default_backend() == "gpu" and obstacles["cudnn"] is None:
+        return "cudnn"
+    # The kernel is opaque to the partitioner: over several devices it would gather all heads and rows on each.
+    return "splash" if jax.default_backend() == "tpu" and jax.device_count() == 1 and not obstacles["splash"] else "xla"
+
+
+def _no_cudnn(config: ModelConfig, seq: int) -> str | None:
+    if seq % 2:
+        return f"rows of an even number of tokens, got {seq}"
+    if config.compute_dtype != "bfloat16":
+        return f"compute_dtype bfloat16, got {config.compute_dtype}"
+    if config.head_dim % 8 or config.head_dim > 128:
+        return f"head_dim a multiple of 8 and at most 128, got {config.head_dim}"
+    return None
+
+
+def _no_splash(config: ModelConfig, seq: int) -> str | None:
+    if config.sliding_window is not None:
+        return "a model without sliding window"
+    if seq % SPLASH_BLOCK:
+        return f"rows of a multiple of {SPLASH_BLOCK} tokens, got {seq}"
+    if config.head_dim != 64 and config.head_dim % 128:
+        return f"head_dim 64 or a multiple of 128, got {config.head_dim}"
+    return None
+
+
+def attend_fused(
+    queries: Float[Array, "rows heads seq head_dim"],
+    keys: Float[Array, "rows kv_heads seq head_dim"],
+    values: Float[Array, "rows kv_heads seq head_dim"],
+    mask: Bool[Array, "rows seq seq"],
+    *,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "rows heads seq head_dim"]:
+    """Attention through jax's own front of cuDNN's flash kernel, forward and backward."""
+    rows_first = (x.swapaxes(1, 2) for x in (queries, keys, values))
+    mixed = jax.nn.dot_product_attention(*rows_first, mask=mask[:, None], implementation=implementation)
+    return mixed.swapaxes(1, 2)
+
+
+def attend_splash(
+    queries: Float[Array, "rows heads seq head_dim"],
+    keys: Float[Array, "rows kv_heads seq head_dim"],
+    values: Float[Array, "rows kv_heads seq head_dim"],
+    segment_ids: Int[Array, "rows seq"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "rows heads seq head_dim"]:
+    """Attention by the Pallas kernel that skips what lies ahead, blocks of the score matrix at a time."""
+    # Here, for the kernel's module takes a second to import and only a TPU needs it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    heads, seq, width = queries.shape[1:]
+    mask = masks.MultiHeadMask([masks.CausalMask((seq, seq))] * heads)
+    kernel = kernels.make_splash_mha_single_device(mask, interpret=interpret)
+
+    def one_row(queries: Array, keys: Array, values: Array, ids: Array) -> Array:
+        mixed = kernel(queries * width**-0.5, keys, values, segment_ids=kernels.SegmentIds(ids, ids))
+        return cast(Array, mixed).astype(queries.dtype)
+
+    return jax.vmap(one_row)(queries, keys, values, segment_ids)

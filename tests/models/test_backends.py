@@ -1,0 +1,79 @@
+"""Every kernel that can run here against the reference, and each refused where it could not compute the model."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rdro_jax.errors import ConfigError
+from rdro_jax.models import ModelConfig, backends
+from rdro_jax.models.attention import attend, packed_mask
+from rdro_jax.models.backends import attend_fused, attend_splash, choose_backend
+
+IDS = np.array([[1] * 50 + [2] * 70 + [0] * 8, [1] * 128])
+MASK = packed_mask(jnp.asarray(IDS))
+REAL = (IDS > 0)[:, None, :, None]
+CONFIG = ModelConfig("llama", 64, 256, 2, 4, 2, 64, 64, compute_dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Queries, keys and values of 4 heads over 2, in packed rows of 128 tokens."""
+    draw = np.random.default_rng(0).standard_normal
+    return tuple(jnp.asarray(draw((2, heads, 128, 64)), jnp.float32) for heads in (4, 2, 2))
+
+
+KERNELS = {
+    "fused": lambda q, k, v: attend_fused(q, k, v, MASK, implementation="xla"),
+    "splash": lambda q, k, v: attend_splash(q, k, v, jnp.asarray(IDS), interpret=True),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_computes_what_the_reference_does(name, arrays):
+    wanted = attend(*arrays, MASK)
+    np.testing.assert_allclose(jax.jit(KERNELS[name])(*arrays) * REAL, wanted * REAL, atol=2e-6)
+
+
+def test_gradients_of_the_fused_front_are_the_references(arrays):
+    direction = jnp.asarray(np.random.default_rng(1).standard_normal(arrays[0].shape), jnp.float32) * REAL
+    grads = lambda kernel: jax.grad(lambda qkv: (kernel(*qkv) * direction).sum())(arrays)  # noqa: E731
+    for got, wanted in zip(grads(KERNELS["fused"]), grads(lambda *qkv: attend(*qkv, MASK)), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "changes", "seq", "wanted"),
+    [
+        ("cpu", 1, {}, 128, "xla"),
+        ("gpu", 8, {}, 128, "cudnn"),
+        ("gpu", 8, {}, 127, "xla"),
+        ("gpu", 8, {"compute_dtype": "float32"}, 128, "xla"),
+        ("gpu", 8, {"head_dim": 256}, 128, "xla"),
+        ("gpu", 8, {"sliding_window": 9}, 128, "cudnn"),
+        ("tpu", 1, {}, 128, "splash"),
+        ("tpu", 1, {}, 192, "xla"),
+        ("tpu", 1, {"head_dim": 96}, 128, "xla"),
+        ("tpu", 1, {"sliding_window": 9}, 128, "xla"),
+        ("tpu", 4, {}, 128, "xla"),
+        ("cpu", 1, {"attention": "cudnn"}, 128, "cudnn"),
+    ],
+)
+def test_the_platform_chooses_among_what_can_compute(platform, devices, changes, seq, wanted, monkeypatch):
+    monkeypatch.setattr(backends.jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(backends.jax, "device_count", lambda: devices)
+    assert choose_backend(replace(CONFIG, **changes), seq) == wanted
+
+
+@pytest.mark.parametrize(
+    ("attention", "seq", "message"),
+    [
+        ("splash", 100, "splash wants rows of a multiple of 128 tokens, got 100"),
+        ("cudnn", 7, "cudnn wants rows of an even"),
+    ],
+)
+def test_what_is_named_and_cannot_is_refused(attention, seq, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_backend(replace(CONFIG, attention=attention), seq)
