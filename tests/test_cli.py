@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from rdro_jax import cli
+from rdro_jax.cli.entry import make_parser
+from rdro_jax.cli.generate import read_prompts
 from rdro_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -121,7 +123,7 @@ def test_help_names_every_command(capsys):
         cli.main(["--help"])
     listing = capsys.readouterr().out
     assert all(name in listing for name in COMMANDS)
-    assert tuple(cli.make_parser().get_default("commands")) == COMMANDS
+    assert tuple(make_parser().get_default("commands")) == COMMANDS
 
 
 USAGE = {
@@ -229,7 +231,7 @@ def test_quickstart_has_a_folder_of_its_own(run, room):
 def test_prompts_of_a_file(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "one", "label": true}\n\n{"prompt": [{"role": "user", "content": "two"}]}\n')
-    assert list(cli.read_prompts(str(rows))) == ["one", [{"role": "user", "content": "two"}]]
+    assert list(read_prompts(str(rows))) == ["one", [{"role": "user", "content": "two"}]]
     lines = tmp_path / "lines.txt"
     lines.write_text("  one\n\n{two}\r\n")
-    assert list(cli.read_prompts(str(lines))) == ["one", "{two}"]
+    assert list(read_prompts(str(lines))) == ["one", "{two}"]

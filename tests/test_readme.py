@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rdro_jax import cli
+from rdro_jax.cli.entry import EXIT_INTERRUPTED
 from rdro_jax.config import load_config
 from rdro_jax.models import init_params, load_model, save_model
 
@@ -147,7 +148,7 @@ def test_exit_codes_are_those_of_the_code():
     table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RdroError)]
     known = {kind.exit_code for kind in kinds}
-    assert table == known | {errors.EXIT_DONE, errors.EXIT_RESTART, errors.EXIT_INTERNAL, cli.EXIT_INTERRUPTED}
+    assert table == known | {errors.EXIT_DONE, errors.EXIT_RESTART, errors.EXIT_INTERNAL, EXIT_INTERRUPTED}
 
 
 def test_linked_files_exist():

@@ -2,17 +2,15 @@
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Command = Callable[..., argparse.ArgumentParser]
-"""`cli._command`: makes the parser of one command."""
+from rdro_jax.cli.parser import add_command, add_config, positive
 
 
-def add_prepare(commands: Any, command: Command) -> None:
+def add_prepare(commands: Any) -> None:
     """Add `rdro prepare`."""
-    parser = command(
+    parser = add_command(
         commands,
         "prepare",
         _prepare,
@@ -21,12 +19,7 @@ def add_prepare(commands: Any, command: Command) -> None:
         "\nNeeds no accelerator, and of model.path only the tokenizer. The run finds it ready. Run twice it does"
         "\nnothing; stopped it goes on. OUTPUT_DIR/data_report.json says what became of every row.",
     )
-    _add_config(parser)
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/rdro.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="keys to set: loss.alpha=0.3")
+    add_config(parser)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -44,9 +37,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
     print(f"report: {folder / 'data_report.json'}")
 
 
-def add_preview(commands: Any, command: Command, positive: Callable[[str], int]) -> None:
+def add_preview(commands: Any) -> None:
     """Add `rdro preview`."""
-    parser = command(
+    parser = add_command(
         commands,
         "preview",
         _preview,
@@ -55,7 +48,7 @@ def add_preview(commands: Any, command: Command, positive: Callable[[str], int])
         "\nTrained tokens stand in [[brackets]] where there is no terminal. Rows that cannot be used are shown with the"
         "\nreason.",
     )
-    _add_config(parser)
+    add_config(parser)
     parser.add_argument("--rows", metavar="N", type=positive, default=5, help="rows of each source (default 5)")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page instead")
 

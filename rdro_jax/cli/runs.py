@@ -1,0 +1,159 @@
+"""The commands over runs and models: `rdro train`, `eval`, `export`, `import-gguf`, `study`, `quickstart`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rdro_jax.cli.parser import add_command, add_config, positive, share
+from rdro_jax.errors import StorageError
+
+
+def add_train(commands: Any) -> None:
+    """Add `rdro train`."""
+    parser = add_command(
+        commands,
+        "train",
+        _train,
+        "train the run a config describes, or go on with it if it was stopped",
+        "rdro train configs/rdro.yaml model.path=models/base data.train=train.jsonl output_dir=runs/first",
+        "\nThe run folder is output_dir; the same command again resumes from its last checkpoint.",
+    )
+    add_config(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and exit")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from rdro_jax.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return
+    from rdro_jax.train import train
+
+    train(config)
+
+
+def add_eval(commands: Any) -> None:
+    """Add `rdro eval`."""
+    parser = add_command(
+        commands,
+        "eval",
+        _eval,
+        "measure a policy against its reference on labelled rows",
+        "rdro eval runs/first --reference models/base --data held_out.jsonl",
+        "\nPrints JSON: held-out RDRO loss, AUC of the log-ratio, share of ratios above 1/alpha, means by class.",
+    )
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, or the folder of a run")
+    parser.add_argument("--reference", metavar="DIR", required=True, help="Hugging Face folder of the reference")
+    parser.add_argument("--data", metavar="FILE", required=True, help="JSONL rows of prompt, completion, label")
+    parser.add_argument("--max-length", metavar="N", type=positive, default=1024, help="tokens per row (default 1024)")
+    parser.add_argument("--alpha", metavar="A", type=share, help="share of desirable rows (default: that of the data)")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from rdro_jax.evaluate import evaluate
+
+    metrics = evaluate(
+        arguments.model,
+        reference=arguments.reference,
+        data=arguments.data,
+        max_length=arguments.max_length,
+        alpha=arguments.alpha,
+    )
+    print(json.dumps(metrics, indent=2))
+
+
+def add_export(commands: Any) -> None:
+    """Add `rdro export`."""
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        "write the policy of a run as a Hugging Face folder",
+        "rdro export runs/first models/first-aligned",
+        "\nTakes the last checkpoint unless --step names another.",
+    )
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="the run's output_dir")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--step", metavar="N", type=int, help="optimizer step of the checkpoint to take")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: the run's)")
+    parser.add_argument("--adapter", action="store_true", help="adapters alone, in the form of PEFT (model.lora runs)")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from rdro_jax.export import export
+
+    if arguments.out.exists():
+        raise StorageError(f"{arguments.out}: already exists; name a new folder or remove this one")
+    export(arguments.run_dir, arguments.out, step=arguments.step, dtype=arguments.dtype, adapter=arguments.adapter)
+    print(arguments.out)
+
+
+def add_import_gguf(commands: Any) -> None:
+    """Add `rdro import-gguf`."""
+    parser = add_command(
+        commands,
+        "import-gguf",
+        _import_gguf,
+        "turn a GGUF file into a Hugging Face folder",
+        "rdro import-gguf smollm2.gguf models/smollm2",
+        "\nNeeds the package `gguf`: pip install 'rdro_jax[gguf]'. Quantised weights are dequantised, not restored.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="GGUF file of a Llama or Qwen model")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+
+
+def _import_gguf(arguments: argparse.Namespace) -> None:
+    from rdro_jax.models.gguf import import_gguf
+
+    print(import_gguf(arguments.file, arguments.out))
+
+
+def add_study(commands: Any) -> None:
+    """Add `rdro study`."""
+    parser = add_command(
+        commands,
+        "study",
+        _study,
+        "measure losses where the truth is known, each figure beside the wanted one",
+        "rdro study consistency --losses rdro,ddro,sft,dpo,kto",
+        "\nNAME: consistency, sft_gap, stability, cyclic, alpha, batch, tree, numerics, alpha_hat, prompt_alpha,"
+        "\nbatch_mean, or all of them in a few minutes. Each prints a table and writes NAME.json and NAME.png."
+        "\nExit code 1: a figure was missed.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the study, or all")
+    parser.add_argument("--losses", metavar="A,B", type=_names, default=(), help="those to compare in consistency")
+    parser.add_argument("--seeds", metavar="N", type=positive, default=5, help="repetitions (default %(default)s)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/studies"), help="default: %(default)s")
+    parser.add_argument("--fast", action="store_true", help="leave out what takes long; the figures stay the same")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from rdro_jax.study import Options, run
+
+    run(arguments.name, arguments.out, Options(arguments.seeds, arguments.fast, arguments.losses))
+
+
+def add_quickstart(commands: Any) -> None:
+    """Add `rdro quickstart`."""
+    parser = add_command(
+        commands,
+        "quickstart",
+        _quickstart,
+        "align a small pretrained model on rated movie reviews, start to finish",
+        "rdro quickstart --out runs/quickstart",
+        "\nDownloads about 100 MB once. Prints held-out figures and completions before and after.",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+
+
+def _quickstart(arguments: argparse.Namespace) -> None:
+    from rdro_jax.quickstart import run
+
+    run(arguments.out)
