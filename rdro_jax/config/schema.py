@@ -123,8 +123,8 @@ def _disagreements(config: Config):
 
 
 def _lacking_for_estimate(config: Config):
-    if config.data.eval is None:
-        yield "loss.alpha: estimate is taken from held-out rows, but data.eval names none"
+    if config.data.eval is None and not config.data.heldout_fraction:
+        yield "loss.alpha: estimate is taken from held-out rows; name them in data.eval, or set data.heldout_fraction"
     if config.reference.path in (None, config.model.path):
         yield (
             "loss.alpha: estimate wants a policy that tells the classes apart: name a trained one in model.path and "

@@ -296,3 +296,11 @@ def test_every_field_has_a_docstring_of_its_own(load):
 
 EXEMPT = {"name", "adam_beta1", "adam_beta2", "adam_epsilon", "dtype"}
 """Fields whose name is their meaning."""
+
+
+def test_an_estimate_wants_held_out_rows_of_either_kind_and_another_reference(load, refusal):
+    trained = ("loss.alpha=estimate", "reference.path=before")
+    assert "name them in data.eval, or set data.heldout_fraction" in refusal(MINIMAL, *trained)
+    for rows in ("data.eval=held_out.jsonl", "data.heldout_fraction=0.1"):
+        assert load(MINIMAL, *trained, rows).loss.alpha == "estimate"
+        assert "name a trained one in model.path" in refusal(MINIMAL, "loss.alpha=estimate", rows)
