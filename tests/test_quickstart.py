@@ -156,15 +156,6 @@ def test_cache_makes_once_and_never_leaves_half_a_file(tmp_path: Path) -> None:
     assert calls == [1]
 
 
-def test_loss_floor_is_the_infimum_over_ratios() -> None:
-    """With disjoint classes the objective parts into sp(-s) + alpha sp(s), minimised on a grid, and 0."""
-    s = np.linspace(-10, 10, 200_001)
-    for alpha in (0.39, 0.5):
-        grid = np.min(np.logaddexp(0, -s) + alpha * np.logaddexp(0, s))
-        assert figure.loss_floor(alpha) == pytest.approx(grid, abs=1e-8)
-    assert figure.loss_floor(0.5) == pytest.approx(0.955, abs=5e-4)
-
-
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     metrics = [

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from rdro_jax.losses.diagnostics import loss_floor
+
 POSITIVE, NEGATIVE, BEFORE, AFTER = "#1b7837", "#b2182b", "#7f7f7f", "#2166ac"
 
 
@@ -40,15 +42,8 @@ def draw(panels: Panels, path: Path) -> Path:
     return path
 
 
-def loss_floor(alpha: float) -> float:
-    """The least value the logistic objective can have, reached only where the classes share no text, in nats.
-
-    (1 + alpha) log(1 + alpha) - alpha log alpha.
-    """
-    return (1 + alpha) * math.log(1 + alpha) - alpha * math.log(alpha)
-
-
 def draw_loss(axes: Any, panels: Panels) -> None:
+    """The loss of each step, between what it was before the first and the least it can be."""
     steps, loss = series(panels.metrics, "loss")
     axes.plot(steps, loss, color=AFTER, marker=".")
     for height, name in ((2 * math.log(2), "2 log 2: policy = reference"), (loss_floor(panels.alpha), "floor")):
@@ -58,6 +53,7 @@ def draw_loss(axes: Any, panels: Panels) -> None:
 
 
 def draw_margins(axes: Any, panels: Panels) -> None:
+    """The mean log-ratio of each class in each training batch."""
     for key, name, colour in (("chosen", "positive", POSITIVE), ("rejected", "negative", NEGATIVE)):
         steps, rewards = series(panels.metrics, f"rewards/{key}")
         axes.plot(steps, rewards, color=colour, marker=".", label=f"{name} sentences")
@@ -67,6 +63,7 @@ def draw_margins(axes: Any, panels: Panels) -> None:
 
 
 def draw_log_ratios(axes: Any, panels: Panels) -> None:
+    """Held-out log-ratios by class, beside the bound of the ratio."""
     bins = np.histogram_bin_edges(panels.log_ratios, 40)
     for member, name, colour in ((panels.desirable, "positive", POSITIVE), (~panels.desirable, "negative", NEGATIVE)):
         axes.hist(panels.log_ratios[member], bins, color=colour, alpha=0.55, label=f"{name} sentences")
@@ -77,6 +74,7 @@ def draw_log_ratios(axes: Any, panels: Panels) -> None:
 
 
 def draw_scores(axes: Any, panels: Panels) -> None:
+    """The judge's scores of sampled sentences, before and after."""
     bins = np.linspace(-1, 1, 21)
     both = (("before", panels.scores_before, BEFORE), ("after", panels.scores_after, AFTER))
     for name, scores, colour in both:

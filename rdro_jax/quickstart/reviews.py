@@ -18,12 +18,16 @@ PROMPT = [
 
 
 class Review(NamedTuple):
+    """A sentence, and how people rated it."""
+
     sentence: str
     rating: float
     """Mean of 15 to 20 people, from -4 (most negative) to 4 (most positive)."""
 
 
 class Split(NamedTuple):
+    """The files of training and held-out rows."""
+
     train: Path
     heldout: Path
 
@@ -75,6 +79,7 @@ def clean(sentence: str) -> str:
 
 
 def write_jsonl(path: Path, reviews: Sequence[Review]) -> Path:
+    """Write one row per review, as `rdro train` reads them, and return the path."""
     rows = ({"prompt": PROMPT, "completion": r.sentence, "label": r.rating > 0} for r in reviews)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -26,6 +26,7 @@ def tell(summary: dict[str, Any], pairs: Sequence[tuple[str, str]], console: Con
 
 
 def figures_table(summary: dict[str, Any]) -> Table:
+    """The figures of the run, a row each."""
     heldout, judged = summary["heldout"], summary["samples"]
     shift, human = judged["shift"], judged["human_sentences"]
     table = Table("", "", title="What was measured", show_header=False)
@@ -58,6 +59,7 @@ def figures_table(summary: dict[str, Any]) -> Table:
 
 
 def pairs_table(pairs: Sequence[tuple[str, str]]) -> Table:
+    """Completions before and after, side by side."""
     table = Table("before RDRO", "after RDRO, same random numbers", title="Sampled sentences", show_lines=True)
     for before, after in pairs:
         # As plain text: a sampled sentence may hold what rich would read as markup.

@@ -137,3 +137,12 @@ def test_floor_is_the_loss_of_the_bound_on_classes_that_do_not_overlap(alpha, fl
     objective = rdro(s, jnp.zeros(2), jnp.array([True, False]), alpha=alpha, estimator="batch_mean").sum()
     assert dx.loss_floor(alpha) == pytest.approx(float(objective), rel=1e-5)
     assert dx.loss_floor(alpha) == pytest.approx(floor, abs=1e-3)
+
+
+def test_loss_floor_is_the_infimum_over_ratios() -> None:
+    """With disjoint classes the objective parts into sp(-s) + alpha sp(s), minimised on a grid, and 0."""
+    s = np.linspace(-10, 10, 200_001)
+    for alpha in (0.39, 0.5):
+        grid = np.min(np.logaddexp(0, -s) + alpha * np.logaddexp(0, s))
+        assert dx.loss_floor(alpha) == pytest.approx(grid, abs=1e-8)
+    assert dx.loss_floor(0.5) == pytest.approx(0.955, abs=5e-4)
