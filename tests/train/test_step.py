@@ -39,6 +39,12 @@ def step(loss, batch, num_microbatches=1):
     return train_step(init_state(params(), OPTIMIZER, loss), batch)
 
 
+@functools.cache
+def ragged_step(loss, num_microbatches=1):
+    """The state and the sums after one step on `ragged()`, which several tests look at."""
+    return step(loss, ragged(), num_microbatches)
+
+
 def assert_close(left, right, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * 10), left, right)
 
@@ -58,7 +64,7 @@ def test_one_example_per_row_gives_the_same_gradient_and_loss(loss):
         return -jnp.sum(logps * chosen) / jnp.sum(lengths * chosen)
 
     wanted, grads = jax.jit(jax.value_and_grad(plain))(params())
-    state, sums = step(loss, ragged())
+    state, sums = ragged_step(loss)
     np.testing.assert_allclose(sums["loss"] / sums["weight"], wanted, rtol=1e-5)
     np.testing.assert_allclose(sums["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     # the Adam moment after one clipped step is 0.1 of the gradient: the gradient itself, leaf by leaf
@@ -69,8 +75,8 @@ def test_one_example_per_row_gives_the_same_gradient_and_loss(loss):
 
 @pytest.mark.parametrize(("loss", "num_microbatches"), [*zip(LOSSES, (2, 4, 8), strict=True), (LOSSES[0], 8)], ids=str)
 def test_microbatches_change_nothing(loss, num_microbatches):
-    whole_state, whole = step(loss, ragged())
-    parts_state, parts = step(loss, ragged(), num_microbatches)
+    whole_state, whole = ragged_step(loss)
+    parts_state, parts = ragged_step(loss, num_microbatches)
     np.testing.assert_allclose(parts["loss"] / parts["weight"], whole["loss"] / whole["weight"], rtol=1e-6)
     assert_close(parts, whole, 2e-6)
     mu = lambda state: optax.tree_utils.tree_get(state.opt_state, "mu")  # noqa: E731
@@ -80,7 +86,7 @@ def test_microbatches_change_nothing(loss, num_microbatches):
 @pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
 def test_eight_devices_equal_one(mesh_shape):
     loss, batch = RDRO(alpha=0.39), ragged()
-    one_state, one = step(loss, batch)
+    one_state, one = ragged_step(loss)
     mesh = make_mesh(MeshConfig(*mesh_shape))
     shardings = state_shardings(abstract_params(CONFIG), OPTIMIZER, loss, mesh)
     constrained = lambda p, b: completion_logps(p, CONFIG, b, constrain=make_constrain(mesh))  # noqa: E731
@@ -100,7 +106,7 @@ def test_counts_and_margins_are_sums_over_the_whole_batch():
     batch = ragged()
     logps, lengths = np.asarray(forward(params(), batch)), np.asarray(completion_lengths(batch))
     present, desirable = np.asarray(batch.weight) > 0, np.asarray(batch.desirable)
-    _, sums = step(RDRO(alpha=0.39), batch, num_microbatches=4)
+    _, sums = ragged_step(RDRO(alpha=0.39), 8)
     s = logps - np.asarray(batch.reference_logps)
     assert sums["counts/chosen"] == (present & desirable).sum() == 5
     assert sums["counts/rejected"] == (present & ~desirable).sum() == 8
@@ -116,7 +122,7 @@ def test_filler_may_hold_anything():
     batch = ragged()
     empty = np.asarray(batch.weight) == 0
     dirty = batch._replace(desirable=batch.desirable | empty)
-    clean_state, clean = step(RDRO(alpha=0.39), batch)
+    clean_state, clean = ragged_step(RDRO(alpha=0.39))
     dirty_state, other = step(RDRO(alpha=0.39), dirty)
     assert_close(other, clean, 0)
     assert_close(dirty_state, clean_state, 0)
