@@ -48,22 +48,15 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
     if not config.loss.needs_reference:
         return np.zeros(len(examples.lengths), np.float32)
     directory = config.reference.path or config.model.path
-    store = Path(config.reference.store or Path(config.output_dir) / "reference_store")
+    store, title = Path(config.reference.store or Path(config.output_dir) / "reference_store"), "reference log-probs"
 
     def score(known):
-        source, reference = config.model, policy
-        if config.reference.path:  # another architecture, perhaps: of another size, or another rope
-            reference = make_policy(
-                directory,
-                policy.mesh,
-                compute_dtype=source.compute_dtype,
-                remat=source.remat,
-                attention=source.attention,
-            )
-            params, _ = load_model(directory, dtype=source.dtype, shardings=reference.param_shardings)
-        else:
-            params = starting_params(config, policy)
-        return score_policy(config, reference, params, examples, known=known, title="reference log-probs")
+        if config.reference.path is None:
+            return score_policy(config, policy, starting_params(config, policy), examples, known=known, title=title)
+        # An architecture of its own: a reference may be of another size, or have another rope.
+        reference = make_policy(directory, policy.mesh, config.model)
+        params, _ = load_model(directory, dtype=config.model.dtype, shardings=reference.param_shardings)
+        return score_policy(config, reference, params, examples, known=known, title=title)
 
     lora = config.model.lora
     adapter = lora.adapter if lora is not None and config.reference.path is None else None

@@ -92,10 +92,7 @@ def train(config: Config) -> RunResult:
     check_inputs(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.global_batch_size, config.num_microbatches)
-    source = config.model
-    policy = make_policy(
-        source.path, mesh, compute_dtype=source.compute_dtype, remat=source.remat, attention=source.attention
-    )
+    policy = make_policy(config.model.path, mesh, config.model)
     with locked(config):
         return _train(config, policy, deadline)
 
@@ -138,10 +135,9 @@ def _load_state(
     """State from the newest checkpoint, or of a new run from the model folder; made on its shards in one jit."""
     shapes = trained_shapes(config, policy)
     shardings = state_shardings(shapes, optimizer, loss, policy.mesh)
-    base = load_base(config, policy) if run.resume_step == 0 or config.model.lora is not None else ()
-    trained, frozen = (base, ()) if config.model.lora is None else (None, base)
+    frozen = () if config.model.lora is None else load_base(config, policy)
     if run.resume_step == 0:
-        trained = start_adapters(config, policy) if trained is None else trained
+        trained = load_base(config, policy) if config.model.lora is None else start_adapters(config, policy)
         make = jax.jit(lambda p: init_state(p, optimizer, loss), out_shardings=shardings, donate_argnums=0)
         return make(trained)._replace(frozen=frozen)
     say(f"{run.path}: resuming after step {run.resume_step}")
@@ -178,8 +174,7 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
 
 def _compile_step(config, policy, loss, optimizer, state, loader):
     """The step compiled ahead of time: a wrong shape raises here, and no later call can compile again."""
-    assemble = partial(step_params, config) if config.model.lora is not None else None
-    parts = config.num_microbatches
+    assemble, parts = partial(step_params, config), config.num_microbatches
     step = make_train_step(policy.logps, loss, optimizer, num_microbatches=parts, assemble=assemble)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)

@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from rdro_jax.batch import Batch
-from rdro_jax.config.schema import Dtype
+from rdro_jax.config.schema import ModelSource
 from rdro_jax.losses import completion_logps_from_hidden
 from rdro_jax.models import ModelConfig, Params, abstract_params, forward, load_config, output_embedding
 from rdro_jax.models.decoder import Constrain, unconstrained
@@ -59,20 +59,15 @@ class Policy(NamedTuple):
     """The same, jitted, whole on every process: what scores the reference and held-out rows."""
 
 
-def make_policy(
-    directory: str | Path,
-    mesh: Mesh,
-    *,
-    compute_dtype: Dtype = "float32",
-    remat: Literal["none", "full"] = "full",
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto",
-) -> Policy:
+def make_policy(directory: str | Path, mesh: Mesh, source: ModelSource | None = None) -> Policy:
     """The policy whose architecture a Hugging Face folder names.
+
+    It computes as `source` says, the model section of a run's config; by default in float32.
 
     Raises: `ConfigError` where heads or parameters do not divide over the mesh, `WeightError` for an unusable folder.
     """
-    read = load_config(directory)
-    model = dataclasses.replace(read, compute_dtype=compute_dtype, remat=remat, attention=attention)
+    how = {} if source is None else {name: getattr(source, name) for name in ("compute_dtype", "remat", "attention")}
+    model = dataclasses.replace(load_config(directory), **how)
     check_heads(mesh, model.n_heads, model.n_kv_heads)
     constrain = make_constrain(mesh)
 
