@@ -32,10 +32,15 @@ def choose_backend(config: ModelConfig, seq: int) -> Backend:
                 f"model.attention: {config.attention} wants {obstacles[config.attention]}; set auto or xla"
             )
         return config.attention
-    if jax.default_backend() == "gpu" and obstacles["cudnn"] is None:
+    return suited_backend(config, seq, jax.default_backend(), jax.device_count())
+
+
+def suited_backend(config: ModelConfig, seq: int, platform: str, num_devices: int) -> Backend:
+    """What `auto` is on so many devices of a platform, `gpu`, `tpu` or `cpu`."""
+    if platform == "gpu" and _no_cudnn(config, seq) is None:
         return "cudnn"
     # The kernel is opaque to the partitioner: over several devices it would gather all heads and rows on each.
-    return "splash" if jax.default_backend() == "tpu" and jax.device_count() == 1 and not obstacles["splash"] else "xla"
+    return "splash" if platform == "tpu" and num_devices == 1 and _no_splash(config, seq) is None else "xla"
 
 
 def _no_cudnn(config: ModelConfig, seq: int) -> str | None:

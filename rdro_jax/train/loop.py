@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from rdro_jax.train.alpha import resolve_loss
 from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loader
 from rdro_jax.train.policy import Policy, make_policy
+from rdro_jax.train.program import abstract_state, lower_step
 from rdro_jax.train.recorder import Recorder, due
 from rdro_jax.train.run import (
     RunFolder,
@@ -35,17 +35,9 @@ from rdro_jax.train.run import (
     read_data,
     write_result,
 )
-from rdro_jax.train.state import TrainState, init_state, state_items, state_shardings
-from rdro_jax.train.step import make_train_step
+from rdro_jax.train.state import TrainState, init_state, state_items
 from rdro_jax.train.stopping import stop_requests
-from rdro_jax.train.trained import (
-    load_base,
-    merged_params,
-    policy_params,
-    start_adapters,
-    step_params,
-    trained_shapes,
-)
+from rdro_jax.train.trained import load_base, merged_params, policy_params, start_adapters
 
 ADAPTER_FOLDER = "adapter"
 """Where in its folder a run with `model.lora` leaves the adapters in PEFT's form, beside the merged model."""
@@ -133,18 +125,14 @@ def _load_state(
     config: Config, run: RunFolder, policy: Policy, optimizer: optax.GradientTransformation, loss: Loss
 ) -> TrainState:
     """State from the newest checkpoint, or of a new run from the model folder; made on its shards in one jit."""
-    shapes = trained_shapes(config, policy)
-    shardings = state_shardings(shapes, optimizer, loss, policy.mesh)
+    abstract = abstract_state(config, policy, loss, optimizer)
     frozen = () if config.model.lora is None else load_base(config, policy)
     if run.resume_step == 0:
         trained = load_base(config, policy) if config.model.lora is None else start_adapters(config, policy)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract._replace(frozen=()))
         make = jax.jit(lambda p: init_state(p, optimizer, loss), out_shardings=shardings, donate_argnums=0)
         return make(trained)._replace(frozen=frozen)
     say(f"{run.path}: resuming after step {run.resume_step}")
-    abstract = jax.eval_shape(lambda p: init_state(p, optimizer, loss), shapes)
-    abstract = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
-    )
     return abstract._replace(**load_items(run.path, run.resume_step, state_items(abstract)), frozen=frozen)
 
 
@@ -174,13 +162,9 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
 
 def _compile_step(config, policy, loss, optimizer, state, loader):
     """The step compiled ahead of time: a wrong shape raises here, and no later call can compile again."""
-    assemble, parts = partial(step_params, config), config.num_microbatches
-    step = make_train_step(policy.logps, loss, optimizer, num_microbatches=parts, assemble=assemble)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
     batch = global_arrays(loader[0][0], rows_sharding(policy.mesh))
     start = time.monotonic()
-    compiled = jitted.lower(state, batch).compile()
+    compiled = lower_step(config, policy, loss, optimizer, state, batch).compile()
     say(f"compiled the step in {time.monotonic() - start:.1f} s")
     return lambda state, batch: compiled(state, global_arrays(batch, rows_sharding(policy.mesh)))
 

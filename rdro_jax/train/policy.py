@@ -66,8 +66,18 @@ def make_policy(directory: str | Path, mesh: Mesh, source: ModelSource | None = 
 
     Raises: `ConfigError` where heads or parameters do not divide over the mesh, `WeightError` for an unusable folder.
     """
-    how = {} if source is None else {name: getattr(source, name) for name in ("compute_dtype", "remat", "attention")}
-    model = dataclasses.replace(load_config(directory), **how)
+    model = load_config(directory)
+    return policy_of(model if source is None else computing_as(model, source), mesh)
+
+
+def computing_as(model: ModelConfig, source: ModelSource) -> ModelConfig:
+    """The architecture with what a run's config says of how it is computed."""
+    how = {name: getattr(source, name) for name in ("compute_dtype", "remat", "attention")}
+    return dataclasses.replace(model, **how)
+
+
+def policy_of(model: ModelConfig, mesh: Mesh) -> Policy:
+    """The policy of an architecture. Raises: `ConfigError` where heads or parameters do not divide over the mesh."""
     check_heads(mesh, model.n_heads, model.n_kv_heads)
     constrain = make_constrain(mesh)
 

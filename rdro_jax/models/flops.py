@@ -1,0 +1,47 @@
+"""Floating point operations of a train step, counted from the architecture.
+
+Compilers are no help: XLA's cost analysis counts the body of a scan once, whatever the number of layers.
+"""
+
+from typing import NamedTuple
+
+from rdro_jax.models.config import ModelConfig
+from rdro_jax.models.lora import LoraConfig
+
+
+class StepFlops(NamedTuple):
+    """Floating point operations of one optimizer step, over all devices."""
+
+    model: float
+    """What the model asks for, the numerator of model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311):
+    2 per weight and token forward and twice that backward, attention in full, nothing computed twice."""
+    executed: float
+    """The least a step executes: layers under `remat: full` and the head's logits a second time, half the scores."""
+
+
+def layer_weights(model: ModelConfig) -> int:
+    """Weights of one layer's matrices that one token meets: of a mixture the router and the active experts."""
+    attention = 2 * model.d_model * model.head_dim * (model.n_heads + model.n_kv_heads)
+    if model.moe is None:
+        return attention + 3 * model.d_model * model.d_ff
+    return attention + model.d_model * (model.moe.n_experts + 3 * model.moe.n_active * model.moe.d_expert)
+
+
+def step_flops(model: ModelConfig, tokens: int, seq: int, lora: LoraConfig | None = None) -> StepFlops:
+    """Operations of a step over `tokens` tokens in rows of `seq`.
+
+    Gradients of weights that adapters leave frozen are not computed: 4 per such weight and token in place of 6. The
+    adapters' own products are left out, a hundredth of the whole.
+
+    >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
+    >>> flops = step_flops(ModelConfig("llama", vocab_size=32, **shape), tokens=10, seq=5)
+    >>> flops.model  # 10 tokens x (6 x (192 + 384 + 256) weights + 12 x 8 x 5 of attention)
+    54720.0
+    """
+    layers, head = model.n_layers * layer_weights(model), model.vocab_size * model.d_model
+    scores = 4.0 * model.n_layers * model.n_heads * model.head_dim * seq
+    per_weight = 6.0 if lora is None else 4.0
+    again = 1.0 if model.remat == "full" else 0.0
+    told = per_weight * (layers + head) + 3 * scores
+    executed = per_weight * (layers + head) + 2 * again * layers + 2 * head + (3 + again) * scores / 2
+    return StepFlops(tokens * told, tokens * executed)

@@ -1,0 +1,70 @@
+"""The train step as a program: lowered for arrays or for shapes alone, so that a plan compiles what a run runs."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Sharding
+
+from rdro_jax.batch import Batch
+from rdro_jax.config import Config
+from rdro_jax.losses import Loss
+from rdro_jax.models import abstract_params
+from rdro_jax.parallel import rows_sharding
+from rdro_jax.train.policy import Policy
+from rdro_jax.train.state import TrainState, init_state, state_shardings
+from rdro_jax.train.step import make_train_step
+from rdro_jax.train.trained import step_params, trained_shapes
+
+
+def lower_step(
+    config: Config, policy: Policy, loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
+) -> jax.stages.Lowered:
+    """The run's step for a state and a batch, arrays or shapes, that lie where their shardings say.
+
+    The state is donated, and the new one lies where the old one lay.
+    """
+    assemble, parts = partial(step_params, config), config.num_microbatches
+    step = make_train_step(policy.logps, loss, optimizer, num_microbatches=parts, assemble=assemble)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, batch)
+
+
+def abstract_state(config: Config, policy: Policy, loss: Loss, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, types and shardings of a run's state; no array is made."""
+    trained = trained_shapes(config, policy)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, loss), trained)
+    state = _placed(shapes, state_shardings(trained, optimizer, loss, policy.mesh))
+    if config.model.lora is None:
+        return state
+    return state._replace(frozen=_placed(abstract_params(policy.model, config.model.dtype), policy.param_shardings))
+
+
+def abstract_batch(config: Config, policy: Policy) -> Batch:
+    """Shapes, types and shardings of the global batches that a run's loader makes."""
+    where, rows = rows_sharding(policy.mesh), config.global_batch_size
+    of_tokens = lambda kind: _array((rows, config.data.max_length), kind, where)  # noqa: E731
+    of_slots = lambda kind: _array((rows, config.data.slots), kind, where)  # noqa: E731
+    batch = Batch(
+        tokens=of_tokens(jnp.int32),
+        positions=of_tokens(jnp.int32),
+        segment_ids=of_tokens(jnp.int32),
+        loss_mask=of_tokens(jnp.bool_),
+        desirable=of_slots(jnp.bool_),
+        weight=of_slots(jnp.float32),
+        reference_logps=of_slots(jnp.float32),
+    )
+    return batch._replace(
+        prompt_alpha=of_slots(jnp.float32) if config.loss.needs_prompt_alpha else None,
+        mismatched=batch if config.loss.needs_mismatched else None,
+    )
+
+
+def _array(shape: tuple[int, ...], kind: Any, where: Sharding) -> Any:
+    return jax.ShapeDtypeStruct(shape, kind, sharding=where)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda leaf, where: _array(leaf.shape, leaf.dtype, where), shapes, shardings)
