@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from rdro_jax.data.ranks import rank_encoder
 from rdro_jax.data.records import NO_VARIABLES, BadRow, Message, Record, shorten, texts_in
 from rdro_jax.errors import WeightError
 
@@ -36,10 +37,15 @@ Llama 3.2's template falls back to; `chat_template_kwargs: {date_string: ...}` w
 
 TEMPLATE_SECONDS = 10
 """A template is a stranger's program: in its sandbox it can write no file, but it can loop."""
+TEMPLATE_CHARACTERS = 1 << 24
+"""Most that a template may make of one row: some four million tokens, beyond every window."""
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TEXTS_AT_ONCE = 256
 """Texts tokenised in one call: while it runs, the tokenizers library holds over 100 bytes a token."""
+
+LETTERS_WORTH_RANKS = 1 << 20
+"""Characters in one call from which on the faster encoder repays the second that it takes to make."""
 
 TEMPLATE_FILES = ("tokenizer.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
 
@@ -221,14 +227,14 @@ def render_messages(
 ) -> str:
     """The chat template's text for a conversation; `variables` are the row's own, before those of the config.
 
-    Raises: BadRow where the template refuses it or takes too long, or where a text spells out a control token.
+    Raises: BadRow where the template refuses it, takes too long or writes too much, or where a text spells out a control token.
     """
     _refuse_control_tokens(messages, "prompt", template)
     for name, value in variables.items():
         _refuse_control_tokens(value, "tools" if name == "tools" else "chat_template_kwargs", template)
     try:
         with time_limit(TEMPLATE_SECONDS):
-            return tokenizer.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 messages,
                 chat_template=template.text,
                 tokenize=False,
@@ -239,6 +245,9 @@ def render_messages(
         raise BadRow("prompt", f"the chat template takes longer than {TEMPLATE_SECONDS} s over it") from None
     except Exception as error:  # templates are programs of strangers: roles out of turn raise what they please
         raise BadRow("prompt", "refused by the chat template", shorten(str(error))) from None
+    if len(text) > TEMPLATE_CHARACTERS:
+        raise BadRow("prompt", f"the chat template makes more than {TEMPLATE_CHARACTERS} characters of it")
+    return text
 
 
 @contextmanager
@@ -295,6 +304,8 @@ def encode(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
+        if sum(map(len, texts)) >= LETTERS_WORTH_RANKS and (by_rank := rank_encoder(backend)):
+            return [by_rank(text) for text in texts]
         begins = range(0, len(texts), TEXTS_AT_ONCE)
         batches = (backend.encode_batch_fast(texts[i : i + TEXTS_AT_ONCE], add_special_tokens=False) for i in begins)
         return [encoding.ids for batch in batches for encoding in batch]

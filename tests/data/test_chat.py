@@ -274,6 +274,17 @@ def test_a_template_that_does_not_end_is_stopped(chatml, monkeypatch):
     assert rendered(chatml, "Hi.", "hello").ends_with_stop
 
 
+def test_a_template_that_writes_without_end_is_refused(chatml, monkeypatch):
+    """Repeating a text is no loop: the clock does not notice it. Oracle: the rows it does not do that to."""
+    trap = "{% if messages[0].content == 'trap' %}{{ 'x' * 2000000 }}{% endif %}" + chatml.chat_template
+    monkeypatch.setattr(chatml, "chat_template", trap)
+    monkeypatch.setattr(chat, "TEMPLATE_CHARACTERS", 1_000_000)
+    with pytest.raises(BadRow, match="makes more than 1000000 characters") as error:
+        rendered(chatml, "trap", "hello")
+    assert error.value.field == "prompt"
+    assert rendered(chatml, "Hi.", "hello").ends_with_stop
+
+
 def test_no_alarm_is_left_behind(chatml):
     before = signal.getsignal(signal.SIGALRM)
     rendered(chatml, "Hi.", "hello")

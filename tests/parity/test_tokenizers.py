@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from rdro_jax.data import DataConfig, load_examples, load_tokenizer
 from rdro_jax.data.chat import read_template
+from rdro_jax.data.ranks import rank_encoder
 from rdro_jax.data.records import BadRow, Record
 from rdro_jax.data.render import render
 
@@ -129,6 +130,22 @@ def test_tokenising_in_pieces_changes_nothing(prompt, answer, tokenizer):
         assert example.tokens.tolist() == ids
     else:  # a merge across the border: apart, and the same text all the same
         assert tokenizer.decode(example.tokens) == tokenizer.decode(ids)
+
+
+@given(parts=st.lists(TEXT | st.sampled_from(["<|im_end|>", "<|eot_id|>", "<tool_call>", "<filename>", "<think>"])))
+@settings(deadline=None, max_examples=300)
+def test_ids_by_rank_are_those_of_tokenizers(parts, tokenizer):
+    backend, text = tokenizer.backend_tokenizer, "".join(parts)
+    assert rank_encoder(backend)(text) == backend.encode(text, add_special_tokens=False).ids
+
+
+def test_ids_by_rank_are_those_of_tokenizers_for_every_character(tokenizer):
+    """The two libraries have Unicode tables of their own; planes 4 to 13 hold no characters."""
+    backend, encode = tokenizer.backend_tokenizer, rank_encoder(tokenizer.backend_tokenizer)
+    codes = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE0200)]
+    for code in codes:
+        text = f"a{chr(code)}b {chr(code)}1{chr(code)} '{chr(code)}  {chr(code)}\n"
+        assert encode(text) == backend.encode(text, add_special_tokens=False).ids, hex(code)
 
 
 def test_rows_of_every_form_are_the_same_rows(tokenizer, tmp_path):
