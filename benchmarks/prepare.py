@@ -2,16 +2,20 @@
 
 .parity/bin/python benchmarks/prepare.py --rows 100000 --tokenizer ~/.cache/rdro_jax/tokenizers/qwen2_5
 
-The rows are made up: lognormal lengths (mean 300 tokens with the template, sigma 0.7) of common English words. TRL does
-what `KTOTrainer` does before its first step, with its default of one process; ours uses all cores. `rows_per_cpu_s`
-compares them where other work shares the machine.
+The rows are stretches of the documentation of Python's standard library, so that words are as frequent and as rare as
+where people write (some 340,000 words, 37,000 different ones), of lognormal length (mean 300 tokens with the template,
+sigma 0.7). TRL does what `KTOTrainer` does before its first step, with its default of one process; ours uses all cores.
+`rows_per_cpu_s` compares them where other work shares the machine.
 """
 
 import argparse
+import ast
 import json
+import re
 import resource
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -20,50 +24,44 @@ import numpy as np
 
 from rdro_jax.data import DataConfig, Examples, make_loader, prepare
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "was",
-    "with",
-    "be",
-    "on",
-    "not",
-    "he",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "had",
-    "from",
-    "or",
-    "which",
-    "one",
-    "you",
-    "all",
-]
+WORDS_A_ROW = 177
+"""On average: with the template, 300 tokens of Qwen 2.5."""
+
+
+def read_words() -> list[str]:
+    """Words of the standard library's documentation as they stand there, blanks included, paragraphs shuffled."""
+    from pydoc_data.topics import topics
+
+    texts = list(topics.values())
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if not {"site-packages", "test", "tests"} & {*file.parts}:
+            texts += docstrings(file)
+    paragraphs = [part for text in texts for part in re.split(r"\n\s*\n", text) if part.strip()]
+    shuffled = np.random.default_rng(0).permutation(np.array(paragraphs, object))
+    return re.findall(r"\S+\s*", "\n\n".join(shuffled))
+
+
+def docstrings(file: Path) -> list[str]:
+    """Docstrings of a module."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Unpaired conversational rows, desirable at a rate of 0.39."""
-    random = np.random.default_rng(0)
+    """Unpaired conversational rows, desirable at a rate of 0.39, a third of each the prompt."""
+    random, words = np.random.default_rng(0), read_words()
     with path.open("w") as file:
         for number in range(count):
-            length = max(6, int(random.lognormal(np.log(245) - 0.7**2 / 2, 0.7)))
-            words = [WORDS[index] for index in random.integers(0, len(WORDS), length)]
-            words[12::13] = [word + "." for word in words[12::13]]
-            words[2] += f" x_{number} = f({number % 97});\n"
-            cut = length // 3
+            length = max(6, int(random.lognormal(np.log(WORDS_A_ROW) - 0.7**2 / 2, 0.7)))
+            begin = int(random.integers(len(words) - length))
+            text, cut = words[begin : begin + length], length // 3
             row = {
-                "prompt": [{"role": "user", "content": " ".join(words[:cut]) or "the"}],
-                "completion": [{"role": "assistant", "content": " ".join(words[cut:])}],
+                "prompt": [{"role": "user", "content": "".join(text[:cut]).strip()}],
+                "completion": [{"role": "assistant", "content": f"{number}: " + "".join(text[cut:]).strip()}],
                 "label": bool(random.random() < 0.39),
             }
             file.write(json.dumps(row) + "\n")
