@@ -27,6 +27,8 @@ from rdro_jax.models.hf import load_config
 from rdro_jax.models.weights import Weight, flatten
 
 SHARD_BYTES = 5_000_000_000
+GATHER_BYTES = 2_000_000
+"""Most bytes of a tensor that processes gather at a time; of larger blocks the C library keeps hundreds of MB."""
 COPIED = (
     "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt",
@@ -124,10 +126,10 @@ def _numbers(row: Weight, leaf: Any, place: tuple[int, ...], dtype: np.dtype) ->
     """One tensor as Hugging Face stores it."""
     if isinstance(leaf, np.ndarray):
         return np.asarray(row.transform.to_hf(leaf[place])).astype(dtype, copy=False)
-    if not leaf.is_fully_addressable:
-        whole = multihost_utils.process_allgather(_take(leaf, place, row.transform.to_hf), tiled=True)
-        return np.asarray(whole).astype(dtype, copy=False)
     numbers = np.empty(row.hf_shape(leaf.shape), dtype)
+    if not leaf.is_fully_addressable:
+        _gather(leaf, place, row, numbers)
+        return numbers
     for shard in leaf.addressable_shards:
         stacked, inner = shard.index[: row.stack_axes], shard.index[row.stack_axes :]
         local = tuple(at - (part.start or 0) for at, part in zip(place, stacked, strict=True))
@@ -135,6 +137,30 @@ def _numbers(row: Weight, leaf: Any, place: tuple[int, ...], dtype: np.dtype) ->
         if held and shard.replica_id == 0:
             numbers[row.transform.hf_index(inner)] = _take(shard.data, local, row.transform.to_hf)
     return numbers
+
+
+def _gather(leaf: Array, place: tuple[int, ...], row: Weight, numbers: np.ndarray) -> None:
+    """Fill `numbers` with one tensor of an array that several processes hold, on each of them.
+
+    A block at a time, for every device gets a copy of what is gathered. A block takes the same rows of every part of
+    the first axis, so that each device cuts its own share out of what it has.
+    """
+    shape, held = (sizes[row.stack_axes :] for sizes in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)))
+    parts, rows = shape[0] // held[0], held[0]
+    step = min(rows, max(1, GATHER_BYTES * rows // numbers.nbytes))
+    ours = row.transform.to_ours(numbers).reshape(parts, rows, *shape[1:])  # a view: an axis split in two
+    for start in range(0, rows, step):
+        at = min(start, rows - step)  # the last block begins earlier: another shape would be another program
+        block = multihost_utils.process_allgather(_take_rows(leaf, place, at, parts, step), tiled=True)
+        ours[:, at : at + step] = block
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _take_rows(leaf: Array, place: tuple[int, ...], at: int, parts: int, step: int) -> Array:
+    """`step` rows from `at` on of each of `parts` equal parts of the first axis of one tensor, in our layout."""
+    tensor = leaf[place]
+    apart = tensor.reshape(parts, tensor.shape[0] // parts, *tensor.shape[1:])
+    return jax.lax.dynamic_slice_in_dim(apart, at, step, axis=1)
 
 
 @partial(jax.jit, static_argnums=2)

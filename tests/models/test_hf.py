@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 from rdro_jax.errors import StorageError, WeightError
 from rdro_jax.models import ModelConfig, MoEConfig, RopeConfig, arrays, load_config, load_model, save, save_model
 from rdro_jax.models.decoder import abstract_params
+from rdro_jax.models.families import weight_table
 from rdro_jax.models.folder import Tensor
+from rdro_jax.models.weights import flatten
 
 LLAMA = ModelConfig(
     "llama", 48, 16, 2, 4, 2, 4, 24, rope=RopeConfig("llama3", 5e5, 8.0, 1.0, 4.0, 32), eos_token_ids=(3, 5)
@@ -140,6 +142,26 @@ def test_each_device_gets_its_slices(family, piece_bytes, tmp_path, monkeypatch)
     assert_same(load_model(tmp_path)[0], loaded)
     save_model(loaded, config, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("gather_bytes", [300, save.GATHER_BYTES])
+def test_what_processes_gather_in_blocks_is_the_tensor(gather_bytes, monkeypatch):
+    """Of arrays split along the axis the blocks go along, along another, along both, and along none."""
+    monkeypatch.setattr(save, "GATHER_BYTES", gather_bytes)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("fsdp", "tensor"))
+    table = {row.ours: row for row in weight_table(LLAMA)}
+    for path, spec in {
+        "layers/self_attn/q_proj/kernel": PartitionSpec(None, "fsdp", "tensor"),
+        "layers/mlp/down_proj/kernel": PartitionSpec(None, "tensor"),
+        "layers/mlp/up_proj/kernel": PartitionSpec(None, None, "tensor"),
+        "embed_tokens/embedding": PartitionSpec(("fsdp", "tensor")),
+        "norm/scale": PartitionSpec(),
+    }.items():
+        row, leaf = table[path], jax.device_put(flatten(random_params(LLAMA))[path], NamedSharding(mesh, spec))
+        place = row.places(leaf.shape)[-1]
+        gathered = np.full(row.hf_shape(leaf.shape), np.nan, np.float32)
+        save._gather(leaf, place, row, gathered)
+        np.testing.assert_array_equal(gathered, row.transform.to_hf(np.asarray(leaf)[place]))
 
 
 def test_each_part_of_a_file_is_read_once(folder, monkeypatch):
