@@ -1,7 +1,7 @@
 """The run's configuration: one frozen, hashable tree, read strictly from YAML files and `key=value` overrides."""
 
-from rdro_jax.config.inputs import check_data, check_inputs
+from rdro_jax.config.inputs import check_data, check_inputs, pin_models
 from rdro_jax.config.loader import load_config
 from rdro_jax.config.schema import Config, ModelSource, ReferenceSource
 
-__all__ = ["Config", "ModelSource", "ReferenceSource", "check_data", "check_inputs", "load_config"]
+__all__ = ["Config", "ModelSource", "ReferenceSource", "check_data", "check_inputs", "load_config", "pin_models"]

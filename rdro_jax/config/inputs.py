@@ -1,10 +1,22 @@
 """The cheap questions to ask of the disk before anything slow starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rdro_jax.config.schema import Config
-from rdro_jax.data import HUB, sources_of
+from rdro_jax.data import sources_of
 from rdro_jax.errors import RecordError, WeightError
+from rdro_jax.hub import HUB, model_folder, pin_model
+
+
+def pin_models(config: Config) -> Config:
+    """The config with the commit in place of the branch or tag of each hub model it names; they are then here.
+
+    Raises: WeightError where one cannot be had.
+    """
+    model = replace(config.model, path=pin_model(config.model.path))
+    reference = replace(config.reference, path=config.reference.path and pin_model(config.reference.path))
+    return config.model_copy(update={"model": model, "reference": reference})
 
 
 def check_inputs(config: Config) -> None:
@@ -14,7 +26,7 @@ def check_inputs(config: Config) -> None:
     """
     for key, folder in {"model.path": config.model.path, "reference.path": config.reference.path}.items():
         if folder is not None:
-            _check_model(key, Path(folder))
+            _check_model(key, model_folder(folder))
     check_data(config)
 
 

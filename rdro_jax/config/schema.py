@@ -25,7 +25,8 @@ class ModelSource:
     """Where the starting policy comes from, and in which precision it is held and computed."""
 
     path: Name
-    """Hugging Face folder of the starting policy: config.json, *.safetensors, tokenizer files."""
+    """Hugging Face folder of the starting policy: config.json, *.safetensors, tokenizer files. Of a hub model,
+    `hub:owner/name@revision`, a run's record has the commit."""
     dtype: Dtype = "float32"
     """Precision of the parameters and of the optimizer's moments."""
     compute_dtype: Dtype = "float32"
@@ -43,7 +44,7 @@ class ReferenceSource:
     """Where the reference log-probs come from."""
 
     path: Name | None = None
-    """Hugging Face folder of the reference; null is the starting policy itself."""
+    """Hugging Face folder or hub model of the reference; null is the starting policy itself."""
     store: Name | None = None
     """Folder that keeps reference log-probs for later runs; null is `<output_dir>/reference_store`."""
 

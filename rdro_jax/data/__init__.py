@@ -1,7 +1,7 @@
 """Rows of preference data -> packed batches: files, formats, chat templates, packing, order."""
 
 from rdro_jax.data.chat import load_tokenizer, render_prompt, tokenizer_hash
-from rdro_jax.data.config import HUB, DataConfig, Source, sources_of
+from rdro_jax.data.config import DataConfig, Source, sources_of
 from rdro_jax.data.examples import Examples, load_examples
 from rdro_jax.data.loader import Loader, epoch_order, make_loader
 from rdro_jax.data.mismatched import Mismatched
@@ -12,7 +12,6 @@ from rdro_jax.data.report import ClassReport, DataReport, Layout
 from rdro_jax.data.vocabulary import check_words
 
 __all__ = [
-    "HUB",
     "ClassReport",
     "DataConfig",
     "DataReport",

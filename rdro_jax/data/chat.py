@@ -19,6 +19,7 @@ import xxhash
 from rdro_jax.data.ranks import rank_encoder
 from rdro_jax.data.records import NO_VARIABLES, BadRow, Message, Record, shorten, texts_in
 from rdro_jax.errors import WeightError
+from rdro_jax.hub import model_folder
 
 Tokenizer = Any
 """A transformers tokenizer. Not named by type: importing transformers takes a second, and only loading needs it."""
@@ -85,7 +86,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would report that torch is absent, as intended
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # here, because it takes a second to import
 
-    folder = Path(directory)
+    folder = model_folder(directory, weights=False)
     if not folder.is_dir():
         raise WeightError(f"{folder}: no such folder; a model folder with tokenizer.json is wanted")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
@@ -105,9 +106,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 def tokenizer_hash(directory: str | Path) -> str:
     """128-bit hash, as hex, of the files that decide what a row's tokens are: vocabulary, merges, chat template."""
-    digest = xxhash.xxh3_128()
+    digest, folder = xxhash.xxh3_128(), model_folder(directory, weights=False)
     for name in (*TEMPLATE_FILES, "tokenizer_config.json"):
-        file = Path(directory) / name
+        file = folder / name
         if file.is_file():
             digest.update(f"{name}:{file.stat().st_size}:".encode())
             digest.update(file.read_bytes())

@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, PositiveInt, Tag
 
-HUB = "hub:"
-"""What the path of a Hugging Face hub data set begins with."""
 Scalar = bool | int | float | str
 
 

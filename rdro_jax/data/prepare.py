@@ -27,6 +27,7 @@ from rdro_jax.data.pack import EMPTY
 from rdro_jax.data.report import Layout, PackingReport, SourceReport
 from rdro_jax.data.store import content_key, load_part_tally, merge_parts, open_artefact, save_part, tally_to_json
 from rdro_jax.errors import StorageError
+from rdro_jax.hub import model_folder
 
 REPORT_FILE = "data_report.json"
 SECONDS_BETWEEN_LINES = 10.0
@@ -63,7 +64,8 @@ def prepare(
     """
     sources = sources_of(path)
     how: dict[str, Any] = {"require_label": require_label, "layout": layout, "side": side}
-    which = TokenizerFiles(str(tokenizer), tokenizer_hash(tokenizer))
+    model = model_folder(tokenizer, weights=False)
+    which = TokenizerFiles(str(model), tokenizer_hash(model))
     key = content_key(sources, which.digest, config, **how)
     home = Path(folder) / key
     if home.is_dir():

@@ -12,9 +12,10 @@ from typing import IO, NamedTuple, cast
 
 import xxhash
 
-from rdro_jax.data.config import HUB, Source
+from rdro_jax.data.config import Source
 from rdro_jax.data.records import BadRow, shorten
 from rdro_jax.errors import RecordError
+from rdro_jax.hub import HUB, data_folder
 
 MAX_LINE_BYTES = 100 * 1024 * 1024
 """A longer line is damage, not data; reading it whole could exhaust memory."""
@@ -60,9 +61,7 @@ def source_files(source: Source) -> list[str]:
     Raises: RecordError for a folder without data files, or with several splits of which none is named.
     """
     if source.path.startswith(HUB):
-        from rdro_jax.data.hub import download
-
-        return _folder_files(download(source.path.removeprefix(HUB), source.revision), source)
+        return _folder_files(data_folder(source.path.removeprefix(HUB), source.revision), source)
     path = Path(source.path)
     return _folder_files(path, source) if path.is_dir() else [source.path]
 

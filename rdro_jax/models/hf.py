@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from rdro_jax.errors import WeightError
+from rdro_jax.hub import model_folder
 from rdro_jax.models.arrays import Advance, load_array
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.decoder import Params, abstract_params
@@ -28,7 +29,7 @@ WORTH_A_BAR = 1_000_000_000
 def load_model(
     directory: str | Path, *, dtype: str = "float32", shardings: Params | None = None
 ) -> tuple[Params, ModelConfig]:
-    """Parameters in `dtype` and the architecture of a Hugging Face folder.
+    """Parameters in `dtype` and the architecture of a Hugging Face folder, or of `hub:owner/name@revision`.
 
     `shardings` is a tree of `Sharding` like the parameters: each process then reads what its own devices hold, and
     nothing else. Beside the arrays, memory holds a tensor of the file at a time.
@@ -47,7 +48,7 @@ def load_model(
     ((32, 8), 'bfloat16')
     >>> folder.cleanup()
     """
-    folder = Path(directory)
+    folder = model_folder(directory)
     config = load_config(folder)
     tensors = open_tensors(folder)
     _drop_redundant(tensors, config)
@@ -72,7 +73,7 @@ def _progress(title: str, total: int) -> Iterator[Advance]:
 
 def load_config(directory: str | Path) -> ModelConfig:
     """The architecture in a folder's config.json, end-of-text tokens from generation_config.json where it has them."""
-    folder = Path(directory)
+    folder = model_folder(directory, weights=False)
     if not folder.is_dir():
         raise WeightError(
             f"{folder}: no such folder; wanted a Hugging Face model folder with config.json and {WEIGHTS}"

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rdro_jax.errors import StorageError, WeightError
+from rdro_jax.hub import hub_name
 from rdro_jax.models.arrays import load_array
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.folder import Entry, open_file, read_json, write_tensors
@@ -68,16 +69,17 @@ def load_adapters(directory: str | Path, model: ModelConfig, *, shardings: Any =
 
 
 def save_adapters(adapters: Adapters, lora: LoraConfig, directory: str | Path, *, base: str | Path) -> None:
-    """A PEFT folder of the adapters, which names `base` as the folder of the model they were trained beside.
+    """A PEFT folder of the adapters, which names `base`, a folder or a hub model, as what they were trained beside.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    target = Path(directory)
+    target, (name, revision) = Path(directory), hub_name(base)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
+        "base_model_name_or_path": name,
+        "revision": revision,
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,

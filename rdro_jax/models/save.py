@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from rdro_jax.errors import StorageError, WeightError
+from rdro_jax.hub import model_folder
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.decoder import Params, abstract_params
 from rdro_jax.models.families import FAMILIES, weight_table
@@ -68,13 +69,14 @@ def save_model(
     leaves = flatten(params)
     _check_leaves(leaves, config)
     if base is not None:
-        _check_base(Path(base), config)
+        base = model_folder(base, weights=False)
+        _check_base(base, config)
     entries, target = list(_entries(leaves, config, dtype)), Path(directory)
     if jax.process_index() > 0:
         for entry in entries:  # every process takes part in gathering what is spread over several
             entry.numbers()
     else:
-        _save(entries, config, target, None if base is None else Path(base))
+        _save(entries, config, target, base)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {target}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from rdro_jax.checkpoint import CheckpointWriter, list_steps, load_items
-from rdro_jax.config import Config, check_inputs
+from rdro_jax.config import Config, check_inputs, pin_models
 from rdro_jax.data import Loader
 from rdro_jax.errors import DivergedError, RestartWanted, WeightError
 from rdro_jax.losses import Loss
@@ -81,6 +81,7 @@ def train(config: Config) -> RunResult:
     >>> home.cleanup()
     """
     deadline = None if config.max_runtime is None else time.monotonic() + config.max_runtime
+    config = pin_models(config)
     check_inputs(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.global_batch_size, config.num_microbatches)

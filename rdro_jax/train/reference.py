@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from rdro_jax.data import Examples
 from rdro_jax.errors import StorageError
+from rdro_jax.hub import model_folder
 from rdro_jax.models.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 FORWARD_VERSION = 1
@@ -24,7 +25,8 @@ FORWARD_VERSION = 1
 def reference_fingerprint(directory: str | Path, compute_dtype: str, adapter: str | Path | None = None) -> str:
     """Identity of a reference: its weights, its architecture, its adapter, the precision it computes in."""
     digest = xxhash.xxh3_128(f"{FORWARD_VERSION} {compute_dtype}".encode())
-    files = sorted([*Path(directory).glob("*.safetensors"), Path(directory) / "config.json"])
+    folder = model_folder(directory)
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     if adapter is not None:
         files += [Path(adapter) / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
     for file in files:

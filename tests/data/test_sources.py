@@ -9,9 +9,9 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from rdro_jax.data import DataConfig, Source, load_examples
-from rdro_jax.data import hub as hub_module
 from rdro_jax.data.sources import read_rows
 from rdro_jax.errors import RecordError
+from rdro_jax.hub import DATA_FILES
 
 ROWS = [
     {
@@ -144,7 +144,7 @@ def test_a_hub_name_is_a_downloaded_folder(wanted, chatml, tmp_path, monkeypatch
     source = Source("hub:trl-lib/some-set", split="train", revision="0123abc")
     assert load_examples(source, chatml, DataConfig(train="-")).tokens.tolist() == wanted.tokens.tolist()
     assert asked == [("trl-lib/some-set", "dataset", "0123abc")]
-    assert not any("py" in pattern for pattern in hub_module.PATTERNS)
+    assert not any("py" in pattern for pattern in DATA_FILES)
 
 
 def test_a_hub_data_set_that_cannot_be_had_is_one_line(monkeypatch):
