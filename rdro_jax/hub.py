@@ -13,7 +13,8 @@ from rdro_jax.errors import RecordError, WeightError
 
 HUB = "hub:"
 """What the path of a model or data set of the hub begins with."""
-DATA_FILES = ["*.jsonl*", "*.json", "*.json.gz", "*.parquet", "*.arrow"]
+_KINDS, _PACKED = ("jsonl", "json", "ndjson", "parquet", "arrow", "array_record"), ("", ".gz", ".zst")
+DATA_FILES = [f"*.{kind}{packed}" for kind in _KINDS for packed in _PACKED]
 MODEL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.txt"]
 """Configuration and tokenizer."""
 WEIGHT_FILES = ["*.safetensors"]

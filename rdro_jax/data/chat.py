@@ -228,7 +228,8 @@ def render_messages(
 ) -> str:
     """The chat template's text for a conversation; `variables` are the row's own, before those of the config.
 
-    Raises: BadRow where the template refuses it, takes too long or writes too much, or where a text spells out a control token.
+    Raises: BadRow where the template refuses it, takes too long or writes too much, or where a text spells out a
+    control token.
     """
     _refuse_control_tokens(messages, "prompt", template)
     for name, value in variables.items():

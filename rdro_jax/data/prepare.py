@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from rdro_jax.data.chat import Template, Tokenizer, load_tokenizer, read_template, tokenizer_hash
 from rdro_jax.data.config import DataConfig, Source, sources_of
 from rdro_jax.data.examples import Chunk, Examples, Side, Tally, check_tally, make_examples, make_part, read_chunks
+from rdro_jax.data.hub import COMMITS_FILE, pin
 from rdro_jax.data.loader import plan_epoch
 from rdro_jax.data.pack import EMPTY
 from rdro_jax.data.report import Layout, PackingReport, SourceReport
 from rdro_jax.data.store import content_key, load_part_tally, merge_parts, open_artefact, save_part, tally_to_json
 from rdro_jax.errors import StorageError
-from rdro_jax.hub import model_folder
+from rdro_jax.hub import HUB, model_folder
 
 REPORT_FILE = "data_report.json"
 SECONDS_BETWEEN_LINES = 10.0
@@ -62,7 +63,7 @@ def prepare(
 
     Raises: as `load_examples`; StorageError where the folder is full or unwritable, or an artefact is damaged.
     """
-    sources = sources_of(path)
+    sources = _pinned(sources_of(path), Path(folder), tell)
     how: dict[str, Any] = {"require_label": require_label, "layout": layout, "side": side}
     model = model_folder(tokenizer, weights=False)
     which = TokenizerFiles(str(model), tokenizer_hash(model))
@@ -74,13 +75,29 @@ def prepare(
         with _storage_faults(Path(folder)), _lock(home):
             if not home.is_dir():  # another process may have made it while this one waited
                 chunks = read_chunks(sources, config, **how)
-                _build(home, chunks, [SourceReport(source.path) for source in sources], which, config, tell)
+                _build(
+                    home,
+                    chunks,
+                    [SourceReport(source.path, revision=source.revision) for source in sources],
+                    which,
+                    config,
+                    tell,
+                )
     artefact = open_artefact(home)
     check_tally(artefact.tally, artefact.sources, config)
     examples = make_examples(artefact.arrays, artefact.tally, artefact.sources, layout, require_label=require_label)
-    report = dataclasses.replace(examples.report, packing=_packing_report(home, examples, config))
+    packing = _packing_report(home, examples, config)
+    report = dataclasses.replace(examples.report, packing=packing, tokenizer=which.digest)
     (home / REPORT_FILE).write_text(report.to_json())
     return examples._replace(report=report)
+
+
+def _pinned(sources: tuple[Source, ...], folder: Path, tell: Tell) -> tuple[Source, ...]:
+    """The sources, those of the hub at the commit that this folder has been prepared from."""
+    if not any(source.path.startswith(HUB) for source in sources):
+        return sources
+    with _storage_faults(folder), _lock(folder / COMMITS_FILE):
+        return tuple(pin(source, folder, tell) for source in sources)
 
 
 @contextmanager
@@ -132,7 +149,7 @@ def _build(
             tell(f"{home.name}: {tally.rows} rows, {tally.rows / (spoken - start):.0f} rows/s")
     check_tally(tally, reports, config)
     sources = [dataclasses.asdict(report) for report in reports]
-    merge_parts(parts, staging, {"tally": tally_to_json(tally), "sources": sources})
+    merge_parts(parts, staging, {"tally": tally_to_json(tally), "sources": sources, "tokenizer": tokenizer.digest})
     for part in parts:
         part.unlink()
     staging.rename(home)

@@ -50,6 +50,8 @@ class SourceReport:
     """Rows, each as often as its source's weight has it."""
     format: Format | None = None
     """What the rows are, told by their columns; None where there are none."""
+    revision: str | None = None
+    """Commit of a hub data set."""
 
     def add(self, rows: int, form: Format) -> "SourceReport":
         """This and some rows more."""
@@ -123,6 +125,8 @@ class DataReport:
     """Class balance prompt by prompt."""
     packing: PackingReport | None = None
     """How full the rows of the first epoch are; None where no epoch was planned."""
+    tokenizer: str | None = None
+    """Hash of the tokenizer's files, its chat template among them; None where nothing was stored."""
 
     def summary(self) -> str:
         """The report in one line."""

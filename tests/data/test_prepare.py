@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rdro_jax.data import DataConfig, Source, load_examples, make_loader, prepare
+from rdro_jax.data import DataConfig, Source, load_examples, make_loader, prepare, tokenizer_hash
 from rdro_jax.data import examples as examples_module
 from rdro_jax.data import prepare as prepare_function
 from rdro_jax.data.pack import pack_batch
@@ -51,6 +51,8 @@ def test_artefact_is_what_loading_gives(write_rows, chatml, chatml_folder, tmp_p
     report = json.loads((home / "data_report.json").read_text())
     assert report["kept"] == 200
     assert report["by_prompt"]["prompts"] == 60
+    assert report["tokenizer"] == json.loads((home / "meta.json").read_text())["tokenizer"]
+    assert report["tokenizer"] == tokenizer_hash(chatml_folder)
     assert report["desirable"]["prompt_lengths"]["max"] == int(prepared.prompt_lengths.max())
 
 
