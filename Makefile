@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 ENV := .venv/.installed
 PARITY_ENV := .parity/.installed
+PLANS_ENV := .plans/.installed
 CACHE := $(HOME)/.cache/rdro_jax
 
-.PHONY: help setup quickstart test parity bench lint clean
+.PHONY: help setup quickstart test parity bench plans lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -33,6 +34,17 @@ parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an envi
 bench: $(ENV)    ## measure head, packing and step on this machine: a table, and runs/bench.json
 	.venv/bin/python -m benchmarks
 
+# XLA's GPU compiler, beside the environment: installed into it, it would ask for a GPU at every start.
+$(PLANS_ENV): pyproject.toml constraints.txt
+	test -x .plans/bin/python || $(PYTHON) -m venv .plans
+	.plans/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plan]'
+	.plans/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .plans/gpu \
+	  jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2 nvidia-cudnn-cu13 nvidia-cublas nvidia-cuda-nvrtc
+	touch $@
+
+plans: $(PLANS_ENV)  ## compile the plans of docs/scaling.md that docs/plans.json lacks, in an environment of its own
+	.plans/bin/python -m benchmarks.plans
+
 lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -40,4 +52,4 @@ lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/lint-imports
 
 clean:           ## remove environments and caches of this checkout
-	rm -rf .venv .parity .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .parity .plans .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from benchmarks.timing import alternate
 from rdro_jax.batch import Batch
 from rdro_jax.data import Examples, pack_batch, plan_rows
 from rdro_jax.losses import RDRO
-from rdro_jax.models import ModelConfig, init_params
+from rdro_jax.models import ModelConfig, flops, init_params
 from rdro_jax.train import completion_logps, init_state, make_train_step
 
 
@@ -91,16 +91,8 @@ def bench_packing(size: Size) -> dict[str, dict[str, float]]:
 
 
 def step_flops(size: Size) -> float:
-    """Floating point operations of one step that the model asks for: 6 per weight and token, and attention.
-
-    Recomputation (remat, the head's second pass) is work the model does not ask for: it is not counted. Attention
-    is counted in full, as if it were not causal: 12 x layers x width x row length per token.
-    """
-    model = make_model(size)
-    kv = model.n_kv_heads * model.head_dim
-    layer = 2 * model.d_model**2 + 2 * model.d_model * kv + 3 * model.d_model * model.d_ff
-    weights = model.n_layers * layer + model.vocab_size * model.d_model
-    return size.rows * size.seq * (6.0 * weights + 12.0 * model.n_layers * model.d_model * size.seq)
+    """Floating point operations of one step that the model asks for; recomputation is not counted."""
+    return flops.step_flops(make_model(size), size.rows * size.seq, size.seq).model
 
 
 def bench_peak(size: Size) -> dict[str, float]:

@@ -122,7 +122,8 @@ def _stride(body: list[str], counter: int) -> int:
 
 
 def _bytes(shape: str) -> float:
-    sizes = ((BYTES.get(kind, 0), dims) for kind, dims in _ARRAY.findall(shape))
+    # A lone u32 is the handle of an asynchronous start, not what it sends.
+    sizes = ((BYTES.get(kind, 0), dims) for kind, dims in _ARRAY.findall(shape) if (kind, dims) != ("u32", ""))
     return sum(size * math.prod(int(n) for n in dims.split(",") if n) for size, dims in sizes)
 
 

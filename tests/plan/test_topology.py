@@ -1,0 +1,46 @@
+"""Names of machines: what they mean, and what is said of a name that means none."""
+
+import pytest
+
+from rdro_jax.errors import ConfigError
+from rdro_jax.plan.devices import make_devices
+from rdro_jax.plan.topology import DEVICES, parse_topology
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "kind", "count"),
+    [
+        ("v5e:4x4", "tpu", "v5e", 16),
+        ("v5p:2x2x4", "tpu", "v5p", 16),
+        ("tpu7x:2x2x2", "tpu", "tpu7x", 16),  # two devices a chip
+        ("gpu:8xh100", "gpu", "h100", 8),
+        ("h100:8", "gpu", "h100", 8),
+        ("cpu:8", "cpu", "cpu", 8),
+    ],
+)
+def test_a_name_tells_kind_and_number(name, platform, kind, count):
+    topology = parse_topology(name)
+    assert (topology.platform, topology.kind, topology.num_devices) == (platform, kind, count)
+    assert topology.device is DEVICES[kind]
+
+
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e:4", "v5e:0x4", "v5p:4x4", "v9:4x4", "gpu:8xtoaster", "gpu:0xh100", "cpu:2x4"]
+)
+def test_a_name_that_means_nothing_is_refused_with_names_that_do(name):
+    with pytest.raises(ConfigError, match=rf"--topology: got '{name}'; wanted .*v5e:4x4.*gpu:8xh100.*cpu:8"):
+        parse_topology(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "what_to_do"), [("v5e:4x4", r"pip install 'rdro_jax\[plan\]'"), ("gpu:8xh100", "docs/scaling.md says how")]
+)
+def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(monkeypatch, name, what_to_do):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    with pytest.raises(ConfigError, match=f"{name}: its compiler is not installed; {what_to_do}.*--estimate"):
+        make_devices(parse_topology(name))
+
+
+def test_more_simulated_devices_than_there_are_is_said():
+    with pytest.raises(ConfigError, match="cpu:9999: this process simulates 8 devices"):
+        make_devices(parse_topology("cpu:9999"))
