@@ -56,6 +56,28 @@ def main(names: list[str]) -> None:
         record[name] = run(CASES[name])
         ordered = {known: record[known] for known in CASES if known in record}
         RECORD.write_text(json.dumps(ordered, indent=1) + "\n")
+    print("\n".join(table(record)))
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """The record as the table of docs/scaling.md."""
+    titles = "model", "devices", "set beyond configs/rdro.yaml", "peak GiB", "of", "estimate", "sent GiB", "MFU bound"
+    return [f"| {' | '.join(titles)} |", "|---|---|---|---|---|---|---|---|", *map(_row, CASES, map(record.get, CASES))]
+
+
+def _row(name: str, figures: dict[str, Any] | None) -> str:
+    case = CASES[name]
+    cells = [case.model, case.topology, " ".join(f"`{key}`" for key in case.overrides)]
+    if figures is None or "peak_bytes" not in figures:
+        return f"| {' | '.join([*cells, (figures or {}).get('error', 'not compiled'), *[''] * 4])} |"
+    gib = lambda size: f"{size / 2**30:.2f}"  # noqa: E731
+    compiled = figures["compiled"]
+    sent = gib(sum(kind["sent"] for kind in compiled["collectives"].values())) if compiled else ""
+    peak = gib(figures["peak_bytes"]) if compiled else f"{gib(figures['peak_bytes'])}, refused"
+    bound = f"{figures['mfu_bound']:.0%}" if compiled else ""
+    return (
+        f"| {' | '.join([*cells, peak, gib(figures['memory_bytes']), gib(figures['estimate']['peak']), sent, bound])} |"
+    )
 
 
 def arguments(case: Case) -> list[str]:

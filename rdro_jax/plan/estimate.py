@@ -1,7 +1,7 @@
 """The step's peak memory by counting: what has to be kept at the moment that needs the most, without a compiler.
 
-The state is counted exactly, from the shapes and shardings of the real one. What the step makes on the way is counted
-from the architecture: every term below is an array of `models`, `losses.logprobs` or `train.step`.
+The state is counted exactly, by the shapes and shardings of the real one. What the step makes on the way follows from
+the architecture: every term below is an array of `models`, `losses.logprobs` or `train.step`.
 """
 
 import math

@@ -21,7 +21,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP_LIST = re.compile(r"replica_groups={{([\d,]+)}")
 _GROUP_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
-_GROUP_MESH = re.compile(r"replica_groups=\w*mesh\[(?P<sizes>[^\]]*)\] {(?P<axes>[^}]*)}")
+_GROUP_MESH = re.compile(r"replica_groups=\w*mesh\[(?P<sizes>[^\]]*)\].*? {(?P<axes>'[^}]*)}")
 
 
 class Traffic(NamedTuple):

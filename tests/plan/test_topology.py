@@ -42,5 +42,5 @@ def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(monkeypatch, 
 
 
 def test_more_simulated_devices_than_there_are_is_said():
-    with pytest.raises(ConfigError, match="cpu:9999: this process simulates 8 devices"):
+    with pytest.raises(ConfigError, match="cpu:9999: this process simulates 8; "):
         make_devices(parse_topology("cpu:9999"))
