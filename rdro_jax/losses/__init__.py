@@ -10,8 +10,9 @@ from rdro_jax.losses.bco import BCO, bco, udm_weights
 from rdro_jax.losses.cpo import CPO, cpo
 from rdro_jax.losses.ddro import DDRO, ddro
 from rdro_jax.losses.dpo import DPO, dpo
+from rdro_jax.losses.head import HeadSplit, token_logps
 from rdro_jax.losses.kto import KTO, APOZeroUnpaired, apo_zero_unpaired, kto
-from rdro_jax.losses.logprobs import completion_lengths, completion_logps_from_hidden, token_logps
+from rdro_jax.losses.logprobs import completion_lengths, completion_logps_from_hidden
 from rdro_jax.losses.orpo import ORPO, orpo
 from rdro_jax.losses.rdro import RDRO, rdro
 from rdro_jax.losses.sft import SFT, sft
@@ -29,6 +30,7 @@ __all__ = [
     "RDRO",
     "SFT",
     "APOZeroUnpaired",
+    "HeadSplit",
     "Loss",
     "LossBase",
     "LossFunction",

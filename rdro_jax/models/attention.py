@@ -1,5 +1,6 @@
 """Grouped-query attention over packed rows, and over a key-value cache while generating."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,10 +28,16 @@ class Cache(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What queries of packed rows may see, as each kernel wants it told."""
+    """What queries of packed rows may see, as each kernel wants it told.
 
-    mask: Bool[Array, "rows seq seq"]
+    Where a row's queries are cut into parts, `mask` and the queries are those of one part, keys those of the row.
+    """
+
+    mask: Bool[Array, "rows queries seq"]
     segment_ids: Int[Array, "rows seq"]
+    part: int | Int[Array, ""] = 0
+    """Number of the part."""
+    parts: int = 1
 
 
 class CacheSite(NamedTuple):
@@ -128,18 +135,31 @@ def _write(site: CacheSite, keys: Array, values: Array) -> Cache:
     )
 
 
-def _attend_packed(config: ModelConfig, queries: Array, keys: Array, values: Array, sight: Sight) -> Array:
+Attend = Callable[[ModelConfig, Array, Array, Array, Sight], Array]
+"""(config, queries, keys, values, sight) -> attention's answers: where a caller with a mesh splits it over devices."""
+
+
+def attend_packed(
+    config: ModelConfig,
+    queries: Float[Array, "rows heads queries head_dim"],
+    keys: Float[Array, "rows kv_heads seq head_dim"],
+    values: Float[Array, "rows kv_heads seq head_dim"],
+    sight: Sight,
+) -> Float[Array, "rows heads queries head_dim"]:
     """Attention within packed rows, by the backend of the config."""
     backend = choose_backend(config, queries.shape[2])
     if backend == "splash":
-        return attend_splash(queries, keys, values, sight.segment_ids)
-    return (attend_fused if backend == "cudnn" else attend_causal)(queries, keys, values, sight.mask)
+        return attend_splash(queries, keys, values, sight.segment_ids, part=sight.part, parts=sight.parts)
+    if backend == "cudnn":
+        return attend_fused(queries, keys, values, sight.mask)
+    return (attend_causal if sight.parts == 1 else attend)(queries, keys, values, sight.mask)
 
 
 class Attention(nn.Module):
     """Self-attention of one layer. With a cache site it attends over the cache, its own tokens included."""
 
     config: ModelConfig
+    attend: Attend = attend_packed
 
     @nn.compact
     def __call__(
@@ -158,7 +178,7 @@ class Attention(nn.Module):
             keys = RMSNorm(c.rms_norm_eps, name="k_norm")(keys)
         queries, keys = rotate(queries, turn), rotate(keys, turn)
         if isinstance(sight, Sight):
-            cache, mixed = None, _attend_packed(c, queries, keys, values, sight)
+            cache, mixed = None, self.attend(c, queries, keys, values, sight)
         else:
             assert site is not None, "a mask of cache slots comes with a cache"
             cache = _write(site, keys, values)

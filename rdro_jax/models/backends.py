@@ -4,10 +4,11 @@
 |---|---|---|
 | `xla` | anywhere | nothing: the reference |
 | `cudnn` | NVIDIA | bfloat16 activations, even rows, heads of a multiple of 8 and at most 128 wide |
-| `splash` | TPU, one device | rows of a multiple of 128 tokens, heads 64 or a multiple of 128 wide, no sliding window |
+| `splash` | TPU | rows of a multiple of 128 tokens, heads 64 or a multiple of 128 wide, no sliding window |
 """
 
-from typing import Literal, cast
+import math
+from typing import Any, Literal, cast
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -17,7 +18,9 @@ from rdro_jax.models.config import ModelConfig
 
 Backend = Literal["xla", "cudnn", "splash"]
 SPLASH_BLOCK = 128
-"""Tokens of a row that splash attention takes at a time."""
+"""Tokens of which splash attention wants a multiple."""
+MAX_SPLASH_BLOCK = 512
+"""Most tokens of a row that splash attention takes at a time."""
 
 
 def choose_backend(config: ModelConfig, seq: int) -> Backend:
@@ -32,15 +35,14 @@ def choose_backend(config: ModelConfig, seq: int) -> Backend:
                 f"model.attention: {config.attention} wants {obstacles[config.attention]}; set auto or xla"
             )
         return config.attention
-    return suited_backend(config, seq, jax.default_backend(), jax.device_count())
+    return suited_backend(config, seq, jax.default_backend())
 
 
-def suited_backend(config: ModelConfig, seq: int, platform: str, num_devices: int) -> Backend:
-    """What `auto` is on so many devices of a platform, `gpu`, `tpu` or `cpu`."""
+def suited_backend(config: ModelConfig, seq: int, platform: str) -> Backend:
+    """What `auto` is on a platform: `gpu`, `tpu` or `cpu`."""
     if platform == "gpu" and _no_cudnn(config, seq) is None:
         return "cudnn"
-    # The kernel is opaque to the partitioner: over several devices it would gather all heads and rows on each.
-    return "splash" if platform == "tpu" and num_devices == 1 and _no_splash(config, seq) is None else "xla"
+    return "splash" if platform == "tpu" and _no_splash(config, seq) is None else "xla"
 
 
 def _no_cudnn(config: ModelConfig, seq: int) -> str | None:
@@ -78,24 +80,59 @@ def attend_fused(
 
 
 def attend_splash(
-    queries: Float[Array, "rows heads seq head_dim"],
+    queries: Float[Array, "rows heads queries head_dim"],
     keys: Float[Array, "rows kv_heads seq head_dim"],
     values: Float[Array, "rows kv_heads seq head_dim"],
     segment_ids: Int[Array, "rows seq"],
     *,
+    part: int | Int[Array, ""] = 0,
+    parts: int = 1,
     interpret: bool = False,
-) -> Float[Array, "rows heads seq head_dim"]:
-    """Attention by the Pallas kernel that skips what lies ahead, blocks of the score matrix at a time."""
+) -> Float[Array, "rows heads queries head_dim"]:
+    """Attention by the Pallas kernel that skips what lies ahead, blocks of the score matrix at a time.
+
+    The queries are part number `part` of the row's.
+    """
     # Here, for the kernel's module takes a second to import and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    heads, seq, width = queries.shape[1:]
-    mask = masks.MultiHeadMask([masks.CausalMask((seq, seq))] * heads)
-    kernel = kernels.make_splash_mha_single_device(mask, interpret=interpret)
+    heads, length, width = queries.shape[1:]
+    size = math.gcd(length, MAX_SPLASH_BLOCK)
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((length * parts,) * 2)] * heads),
+        head_shards=1,
+        q_seq_shards=parts,
+        block_sizes=kernels.BlockSizes(**dict.fromkeys(names, size)),
+        interpret=interpret,
+    )
+    kernel = _kernel_of_part(kernel, part, parts)
+    own_ids = jax.lax.dynamic_slice_in_dim(segment_ids, part * length, length, axis=1)
 
-    def one_row(queries: Array, keys: Array, values: Array, ids: Array) -> Array:
-        mixed = kernel(queries * width**-0.5, keys, values, segment_ids=kernels.SegmentIds(ids, ids))
+    def one_row(queries: Array, keys: Array, values: Array, own_ids: Array, ids: Array) -> Array:
+        mixed = kernel(queries * width**-0.5, keys, values, segment_ids=kernels.SegmentIds(own_ids, ids))
         return cast(Array, mixed).astype(queries.dtype)
 
-    return jax.vmap(one_row)(queries, keys, values, segment_ids)
+    return jax.vmap(one_row)(queries, keys, values, own_ids, segment_ids)
+
+
+def _kernel_of_part(kernel: Any, part: int | Array, parts: int) -> Any:
+    """The kernel of one part of the queries: its share of the tables that say which blocks to visit.
+
+    What `kernel.manual_sharding_spec` does for a caller that hands the kernel through `shard_map`.
+    """
+    if parts == 1:
+        return kernel
+
+    def share(x: Array, axis: int) -> Array:
+        size = x.shape[axis] // parts
+        return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
+
+    def tables(info: Any) -> Any:
+        by_query = dict.fromkeys(("data_next", "mask_next", "block_mask"), 1) | {"q_sequence": 0}
+        present = {name: axis for name, axis in by_query.items() if getattr(info, name) is not None}
+        return info._replace(**{name: share(getattr(info, name), axis) for name, axis in present.items()})
+
+    infos, settings = kernel.tree_flatten()
+    return kernel.tree_unflatten(settings, [info if info is None else tables(info) for info in infos])

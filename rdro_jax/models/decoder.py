@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.models.attention import Attention, Cache, CacheSite, Sight, cache_mask, in_window, packed_mask
+from rdro_jax.models.attention import (
+    Attend,
+    Attention,
+    Cache,
+    CacheSite,
+    Sight,
+    attend_packed,
+    cache_mask,
+    in_window,
+    packed_mask,
+)
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.moe import RoutedMLP
 from rdro_jax.models.norm import RMSNorm
@@ -21,6 +31,9 @@ Params = dict[str, Any]
 
 Constrain = Callable[[str, Array], Array]
 """Called as `constrain("activations", x)` on [rows, seq, d_model]: where a caller pins shardings."""
+
+Lookup = Callable[[Array, Array, str], Array]
+"""(table, tokens, dtype) -> embedded tokens: where a caller with a mesh splits the lookup over devices."""
 
 
 class MLP(nn.Module):
@@ -40,6 +53,7 @@ class DecoderBlock(nn.Module):
     """One pre-norm layer: attention, then the feed-forward layer, each added to the residual stream."""
 
     config: ModelConfig
+    attend: Attend = attend_packed
 
     @nn.compact
     def __call__(
@@ -47,7 +61,7 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Float[Array, "rows seq d_model"], Cache | None]:
         c = self.config
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
-        mixed, cache = Attention(c, name="self_attn")(normed, turn, sight, site)
+        mixed, cache = Attention(c, self.attend, name="self_attn")(normed, turn, sight, site)
         x = x + mixed
         mlp = MLP(c, name="mlp") if c.moe is None else RoutedMLP(c, name="mlp")
         return x + mlp(RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)), cache
@@ -95,6 +109,13 @@ def unconstrained(name: str, x: Array) -> Array:
     return x
 
 
+def take(
+    table: Float[Array, "vocab d_model"], tokens: Int[Array, "rows seq"], dtype: str
+) -> Float[Array, "rows seq d_model"]:
+    """Embedded tokens; an id beyond the vocabulary gives NaN, not a neighbour's embedding."""
+    return jnp.take(table, tokens, axis=0, mode="fill").astype(dtype)
+
+
 def forward(
     params: Params,
     config: ModelConfig,
@@ -103,11 +124,14 @@ def forward(
     segment_ids: Int[Array, "rows seq"] | None = None,
     *,
     constrain: Constrain = unconstrained,
+    attend: Attend = attend_packed,
+    lookup: Lookup = take,
 ) -> Float[Array, "rows seq d_model"]:
     """Hidden states after the final norm, in the compute type.
 
     Tokens see earlier tokens of their own segment only. `positions` count from 0 in each row by default (packed rows
-    restart them in every segment); `segment_ids` are one segment per row by default.
+    restart them in every segment); `segment_ids` are one segment per row by default. A caller with a mesh pins
+    activations by `constrain`, and splits attention and the embedding over the devices by `attend` and `lookup`.
 
     >>> import jax, jax.numpy as jnp
     >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
@@ -124,13 +148,14 @@ def forward(
 
     def layer(x: Array, scanned: tuple[Params, Array]) -> tuple[Array, None]:
         layer_params, index = scanned
-        x, _ = _apply(config, layer_params, x, turn, Sight(masks(index), segment_ids))
+        x, _ = _apply(DecoderBlock(config, attend), layer_params, x, turn, Sight(masks(index), segment_ids))
         return constrain("activations", x), None
 
     # prevent_cse=False: inside a scan XLA cannot merge the recomputation with the first pass anyway.
     body = jax.checkpoint(layer, prevent_cse=False) if config.remat == "full" else layer
     layers = (params["layers"], jnp.arange(config.n_layers))
-    x, _ = jax.lax.scan(body, constrain("activations", _embed(params, config, tokens)), layers)
+    embedded = lookup(params["embed_tokens"]["embedding"], tokens, config.compute_dtype)
+    x, _ = jax.lax.scan(body, constrain("activations", embedded), layers)
     return _final_norm(params, config, x)
 
 
@@ -170,10 +195,10 @@ def forward_cached(
     def layer(carry: tuple[Array, Cache], scanned: tuple[Params, Array]) -> tuple[tuple[Array, Cache], None]:
         x, cache = carry
         layer_params, index = scanned
-        x, written = _apply(config, layer_params, x, turn, masks(index), CacheSite(cache, index, start))
+        x, written = _apply(DecoderBlock(config), layer_params, x, turn, masks(index), CacheSite(cache, index, start))
         return (x, cast(Cache, written)), None
 
-    initial = (_embed(params, config, tokens), cache)
+    initial = (take(params["embed_tokens"]["embedding"], tokens, config.compute_dtype), cache)
     (x, cache), _ = jax.lax.scan(layer, initial, (params["layers"], jnp.arange(config.n_layers)))
     return _final_norm(params, config, x), cache
 
@@ -199,7 +224,7 @@ def logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch d_m
 
 
 def _apply(
-    config: ModelConfig,
+    block: DecoderBlock,
     layer_params: Params,
     x: Array,
     turn: Rotation,
@@ -207,14 +232,8 @@ def _apply(
     site: CacheSite | None = None,
 ) -> tuple[Array, Cache | None]:
     """One block as a pure function of its parameters."""
-    result = DecoderBlock(config).apply({"params": layer_params}, x, turn, sight, site)
+    result = block.apply({"params": layer_params}, x, turn, sight, site)
     return cast(tuple[Array, Cache | None], result)
-
-
-def _embed(params: Params, config: ModelConfig, tokens: Int[Array, "rows seq"]) -> Float[Array, "rows seq d_model"]:
-    """Embedded tokens in the compute type; an id beyond the vocabulary gives NaN, not a neighbour's embedding."""
-    table = params["embed_tokens"]["embedding"]
-    return jnp.take(table, tokens, axis=0, mode="fill").astype(config.compute_dtype)
 
 
 def _final_norm(params: Params, config: ModelConfig, x: Array) -> Array:

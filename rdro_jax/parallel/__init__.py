@@ -3,24 +3,39 @@
 from rdro_jax.parallel.mesh import MeshConfig, make_mesh
 from rdro_jax.parallel.multihost import global_arrays
 from rdro_jax.parallel.sharding import (
+    ACTIVATIONS,
+    ROWS,
+    SHARDS,
+    Placed,
     check_heads,
+    check_row_length,
     check_rows,
+    layout,
     make_constrain,
     param_shardings,
     path_name,
     replicated,
     rows_sharding,
 )
+from rdro_jax.parallel.spread import spread_attention, spread_lookup
 
 __all__ = [
+    "ACTIVATIONS",
+    "ROWS",
+    "SHARDS",
     "MeshConfig",
+    "Placed",
     "check_heads",
+    "check_row_length",
     "check_rows",
     "global_arrays",
+    "layout",
     "make_constrain",
     "make_mesh",
     "param_shardings",
     "path_name",
     "replicated",
     "rows_sharding",
+    "spread_attention",
+    "spread_lookup",
 ]

@@ -3,31 +3,63 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rdro_jax.errors import ConfigError
 
 ROWS = PartitionSpec(("data", "fsdp"))
-"""Rows of a batch, and the leading axis of every activation."""
+"""Rows of a batch."""
+
+ACTIVATIONS = PartitionSpec(("data", "fsdp"), "context")
+"""Rows, and tokens of a row, of whatever the model computes per token."""
+
+SHARDS = ("fsdp", "context")
+"""Axes that split a parameter beside `tensor`: devices that hold parts of one row need not hold the same parameters."""
 
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"(embed_tokens|lm_head)/embedding", PartitionSpec("tensor", "fsdp")),
-    (r"experts/(gate_proj|up_proj)/kernel", PartitionSpec(None, None, "fsdp", "tensor")),
-    (r"experts/down_proj/kernel", PartitionSpec(None, None, "tensor", "fsdp")),
-    (r"mlp/gate/kernel", PartitionSpec(None, "fsdp", None)),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"(embed_tokens|lm_head)/embedding", PartitionSpec("tensor", SHARDS)),
+    (r"experts/(gate_proj|up_proj)/kernel", PartitionSpec(None, None, SHARDS, "tensor")),
+    (r"experts/down_proj/kernel", PartitionSpec(None, None, "tensor", SHARDS)),
+    (r"mlp/gate/kernel", PartitionSpec(None, SHARDS, None)),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", PartitionSpec(None, SHARDS, "tensor")),
     (r"(q_proj|k_proj|v_proj)/bias", PartitionSpec(None, "tensor")),
-    (r"(o_proj|down_proj)/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_A", PartitionSpec(None, "fsdp", None)),
+    (r"(o_proj|down_proj)/kernel", PartitionSpec(None, "tensor", SHARDS)),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_A", PartitionSpec(None, SHARDS, None)),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_B", PartitionSpec(None, None, "tensor")),
     (r"(o_proj|down_proj)/lora_A", PartitionSpec(None, "tensor", None)),
-    (r"(o_proj|down_proj)/lora_B", PartitionSpec(None, None, "fsdp")),
+    (r"(o_proj|down_proj)/lora_B", PartitionSpec(None, None, SHARDS)),
     (r"(norm|layernorm)/scale", PartitionSpec()),
 )
 """Searched in order, first match wins; layers are stacked on axis 0."""
+
+
+class Placed(NamedTuple):
+    """One array of a state, and what each device holds of it."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: PartitionSpec
+    device_bytes: int
+    """Bytes on one device."""
+
+
+def layout(tree: Any, shardings: Any) -> list[Placed]:
+    """Where each array of a tree of arrays or shapes lies, in the tree's order.
+
+    `shardings` is a tree alike: of `param_shardings` for parameters or adapters, of `state_shardings` for a state.
+    """
+
+    def place(path, leaf, sharding):
+        shard = math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        return Placed(path_name(path), tuple(leaf.shape), str(leaf.dtype), sharding.spec, shard)
+
+    placed = jax.tree_util.tree_map_with_path(place, tree, shardings)
+    return jax.tree.leaves(placed, is_leaf=lambda node: isinstance(node, Placed))
 
 
 def param_shardings(params: Any, mesh: Mesh, rules=PARAM_RULES) -> Any:
@@ -58,10 +90,11 @@ def _first_match(name, rules):
 
 def _checked(name, shape, spec, mesh):
     for size, axes in zip(shape, spec, strict=False):
-        parts = math.prod(mesh.shape[axis] for axis in _axes(axes))
+        used = [axis for axis in _axes(axes) if mesh.shape[axis] > 1]
+        parts = math.prod(mesh.shape[axis] for axis in used)
         if size % parts:
             raise ConfigError(
-                f"sharding of {name} {tuple(shape)}: {'*'.join(_axes(axes))}={parts} does not divide {size}; "
+                f"sharding of {name} {tuple(shape)}: {'*'.join(used)}={parts} does not divide {size}; "
                 f"sizes that do: {_divisors(size, mesh.size)}"
             )
     return NamedSharding(mesh, spec)
@@ -100,6 +133,13 @@ def check_rows(mesh: Mesh, global_batch_size: int, num_microbatches: int) -> Non
         )
 
 
+def check_row_length(mesh: Mesh, max_length: int) -> None:
+    """Raise `ConfigError` unless the context axis cuts rows of `max_length` tokens into equal parts."""
+    parts = mesh.shape["context"]
+    if max_length % parts:
+        raise ConfigError(f"data.max_length: got {max_length} tokens; wanted a multiple of mesh.context={parts}")
+
+
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays whose leading axis is rows."""
     return NamedSharding(mesh, ROWS)
@@ -111,9 +151,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def make_constrain(mesh: Mesh) -> Callable[[str, jax.Array], jax.Array]:
-    """A function that pins activations to the rows' sharding.
+    """A function that pins the activations [rows, seq, d_model] to the mesh.
 
     Without it the compiler may replicate activations over `fsdp` and add an all-reduce per layer.
     """
-    sharding = rows_sharding(mesh)
+    sharding = NamedSharding(mesh, ACTIVATIONS)
     return lambda name, x: jax.lax.with_sharding_constraint(x, sharding)

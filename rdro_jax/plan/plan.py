@@ -95,7 +95,7 @@ def planned_model(config: Config, topology: Topology) -> ModelConfig:
     model = computing_as(load_preset(path) if path.suffix == ".yaml" else load_config(path), config.model)
     if model.attention != "auto":
         return model
-    backend = suited_backend(model, config.data.max_length, topology.platform, topology.num_devices)
+    backend = suited_backend(model, config.data.max_length, topology.platform)
     return dataclasses.replace(model, attention=backend)
 
 

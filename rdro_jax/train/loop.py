@@ -18,7 +18,7 @@ from rdro_jax.errors import DivergedError, RestartWanted, WeightError
 from rdro_jax.losses import Loss
 from rdro_jax.models import save_adapters, save_model
 from rdro_jax.optim import make_optimizer
-from rdro_jax.parallel import check_rows, global_arrays, make_mesh, rows_sharding
+from rdro_jax.parallel import check_row_length, check_rows, global_arrays, make_mesh, rows_sharding
 from rdro_jax.train.alpha import resolve_loss
 from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loader
@@ -85,6 +85,7 @@ def train(config: Config) -> RunResult:
     check_inputs(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.global_batch_size, config.num_microbatches)
+    check_row_length(mesh, config.data.max_length)
     policy = make_policy(config.model.path, mesh, config.model)
     with locked(config):
         return _train(config, policy, deadline)

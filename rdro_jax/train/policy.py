@@ -11,18 +11,28 @@ from jaxtyping import Array, Float
 
 from rdro_jax.batch import Batch
 from rdro_jax.config.schema import ModelSource
-from rdro_jax.losses import completion_logps_from_hidden
+from rdro_jax.losses import HeadSplit, completion_logps_from_hidden
 from rdro_jax.models import ModelConfig, Params, abstract_params, forward, load_config, output_embedding
-from rdro_jax.models.decoder import Constrain, unconstrained
-from rdro_jax.parallel import check_heads, make_constrain, param_shardings, replicated
+from rdro_jax.models.attention import attend_packed
+from rdro_jax.parallel import (
+    ROWS,
+    SHARDS,
+    check_heads,
+    make_constrain,
+    param_shardings,
+    replicated,
+    spread_attention,
+    spread_lookup,
+)
 
 
 def completion_logps(
-    params: Params, config: ModelConfig, batch: Batch, *, constrain: Constrain = unconstrained
+    params: Params, config: ModelConfig, batch: Batch, *, mesh: Mesh | None = None
 ) -> Float[Array, "rows slots"]:
     """Log-probability of every completion of packed rows, in nats, float32; 0 for an empty slot.
 
-    Policy and reference both go through here, so that they agree to the last bit before the first step.
+    Policy and reference both go through here, so that they agree to the last bit before the first step. With a mesh,
+    parameters lie as `parallel.param_shardings` says and rows over its data and fsdp axes.
 
     >>> import jax, jax.numpy as jnp, rdro_jax as rj
     >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
@@ -40,10 +50,23 @@ def completion_logps(
     >>> rj.completion_logps(params, config, batch).shape
     (1, 1)
     """
-    hidden = forward(params, config, batch.tokens, batch.positions, batch.segment_ids, constrain=constrain)
+    mesh = None if mesh is None or mesh.size == 1 else mesh
+    pinned = {} if mesh is None else _pinned(mesh)
+    hidden = forward(params, config, batch.tokens, batch.positions, batch.segment_ids, **pinned)
     # Scoped, so that a profile shows what the head costs beside the layers.
     with jax.named_scope("completion_logps"):
-        return completion_logps_from_hidden(hidden, output_embedding(params, config), batch)
+        split = None if mesh is None else _head_split(mesh)
+        return completion_logps_from_hidden(hidden, output_embedding(params, config), batch, split=split)
+
+
+def _pinned(mesh: Mesh) -> dict[str, Any]:
+    """How the decoder's parts lie on a mesh."""
+    attend = spread_attention(mesh, attend_packed)
+    return {"constrain": make_constrain(mesh), "attend": attend, "lookup": spread_lookup(mesh)}
+
+
+def _head_split(mesh: Mesh) -> HeadSplit:
+    return HeadSplit(mesh, tokens=(ROWS[0], ("context",)), vocab=("tensor",), width=SHARDS)
 
 
 class Policy(NamedTuple):
@@ -79,10 +102,9 @@ def computing_as(model: ModelConfig, source: ModelSource) -> ModelConfig:
 def policy_of(model: ModelConfig, mesh: Mesh) -> Policy:
     """The policy of an architecture. Raises: `ConfigError` where heads or parameters do not divide over the mesh."""
     check_heads(mesh, model.n_heads, model.n_kv_heads)
-    constrain = make_constrain(mesh)
 
     def logps(params: Params, batch: Batch) -> Float[Array, "rows slots"]:
-        return completion_logps(params, model, batch, constrain=constrain)
+        return completion_logps(params, model, batch, mesh=mesh)
 
     shardings = param_shardings(abstract_params(model), mesh)
     return Policy(model, mesh, shardings, logps, jax.jit(logps, out_shardings=replicated(mesh)))

@@ -1,5 +1,7 @@
 """Meshes and shardings: what divides is placed, what does not is refused with the sizes that would do."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -8,15 +10,31 @@ from tiny import CONFIG
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import SFT
-from rdro_jax.models import abstract_params
+from rdro_jax.models import LoraConfig, abstract_adapters, abstract_params
 from rdro_jax.optim import OptimizerConfig, make_optimizer
-from rdro_jax.parallel import MeshConfig, check_heads, check_rows, make_mesh, param_shardings, path_name
+from rdro_jax.parallel import (
+    SHARDS,
+    MeshConfig,
+    check_heads,
+    check_row_length,
+    check_rows,
+    layout,
+    make_mesh,
+    param_shardings,
+    path_name,
+)
+from rdro_jax.parallel.mesh import device_grid
 from rdro_jax.train.state import state_shardings
 
 
 @pytest.mark.parametrize(
     ("config", "sizes"),
-    [(MeshConfig(), (1, 8, 1)), (MeshConfig(data=-1, fsdp=2, tensor=2), (2, 2, 2)), (MeshConfig(8, 1, 1), (8, 1, 1))],
+    [
+        (MeshConfig(), (1, 8, 1, 1)),
+        (MeshConfig(data=-1, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(8, 1, 1), (8, 1, 1, 1)),
+        (MeshConfig(context=4), (1, 2, 4, 1)),
+    ],
 )
 def test_the_remaining_devices_are_filled_in(config, sizes):
     assert config.sizes(8) == sizes
@@ -35,14 +53,14 @@ def test_every_parameter_and_moment_has_its_place():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     params = abstract_params(CONFIG)
     placed = param_shardings(params, mesh)
-    assert placed["embed_tokens"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
-    assert placed["layers"]["self_attn"]["o_proj"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
+    assert placed["embed_tokens"]["embedding"].spec == PartitionSpec("tensor", SHARDS)
+    assert placed["layers"]["self_attn"]["o_proj"]["kernel"].spec == PartitionSpec(None, "tensor", SHARDS)
     optimizer = make_optimizer(OptimizerConfig(), 10)
     state = state_shardings(params, optimizer, SFT(), mesh)
     by_name = {path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
     for moment in ("mu", "nu"):
         matches = [spec for name, spec in by_name.items() if name.endswith(f"{moment}/layers/mlp/up_proj/kernel")]
-        assert matches == [PartitionSpec(None, "fsdp", "tensor")]
+        assert matches == [PartitionSpec(None, SHARDS, "tensor")]
 
 
 def test_an_axis_that_does_not_divide_is_named_with_sizes_that_do():
@@ -71,3 +89,52 @@ def test_rows_must_feed_every_shard_in_every_microbatch():
     check_rows(mesh, 16, 4)
     with pytest.raises(ConfigError, match=r"got 12 rows; wanted a multiple of 8"):
         check_rows(mesh, 12, 2)
+
+
+def test_rows_are_cut_into_equal_parts():
+    mesh = make_mesh(MeshConfig(context=4))
+    check_row_length(mesh, 32)
+    with pytest.raises(ConfigError, match=r"max_length: got 30 tokens; wanted a multiple of mesh.context=4"):
+        check_row_length(mesh, 30)
+
+
+def test_the_layout_counts_the_bytes_of_one_device():
+    mesh = make_mesh(MeshConfig(1, 2, 2, 2))
+    for tree in (abstract_params(CONFIG), abstract_adapters(CONFIG, LoraConfig(r=2))):
+        arrays = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree), param_shardings(tree, mesh))
+        rows = layout(tree, param_shardings(tree, mesh))
+        held = {
+            path_name(p): x.addressable_shards[0].data.nbytes for p, x in jax.tree_util.tree_leaves_with_path(arrays)
+        }
+        assert {row.path: row.device_bytes for row in rows} == held
+    assert rows[0].spec == PartitionSpec(None, SHARDS, None)
+
+
+def devices(groups, each, attribute):
+    """Stand-ins for devices in groups that a faster network joins, in an order of no group."""
+    made = [
+        SimpleNamespace(platform="cpu", device_kind="cpu", id=number, process_index=0)
+        for number in range(groups * each)
+    ]
+    for number, device in enumerate(made):
+        setattr(device, attribute, number % groups)
+    return made
+
+
+@pytest.mark.parametrize("attribute", ["slice_index", "process_index"])
+def test_only_the_named_axes_cross_slices_or_nodes(attribute):
+    grid = device_grid(MeshConfig(data=4, fsdp=2, tensor=2, dcn_data=2), devices(2, 8, attribute))
+    assert grid.shape == (4, 2, 1, 2)
+    groups = np.vectorize(lambda device: getattr(device, attribute))(grid)
+    assert (groups == groups[:, :1, :1, :1]).all()  # fsdp and tensor stay within
+    assert sorted(groups[:, 0, 0, 0]) == [0, 0, 1, 1]
+    grid = device_grid(MeshConfig(data=1, fsdp=8, tensor=2, dcn_fsdp=2), devices(2, 8, attribute))
+    groups = np.vectorize(lambda device: getattr(device, attribute))(grid)
+    assert (groups == groups[:, :, :, :1]).all()
+
+
+def test_slices_that_no_axis_is_to_cross_are_refused():
+    with pytest.raises(ConfigError, match=r"dcn_data=1, dcn_fsdp=1 for devices in 2 slices; .*product is 2"):
+        device_grid(MeshConfig(), devices(2, 8, "slice_index"))
+    with pytest.raises(ConfigError, match=r"mesh.dcn_data: got 2; wanted a factor of data=1"):
+        device_grid(MeshConfig(dcn_data=2), devices(2, 8, "slice_index"))
