@@ -101,7 +101,7 @@ def attend_splash(
     size = math.gcd(length, MAX_SPLASH_BLOCK)
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([masks.CausalMask((length * parts,) * 2)] * heads),
+        masks.MultiHeadMask([masks.CausalMask((length * parts, length * parts))] * heads),
         head_shards=1,
         q_seq_shards=parts,
         block_sizes=kernels.BlockSizes(**dict.fromkeys(names, size)),

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rdro_jax.config import Config
-from rdro_jax.losses.logprobs import MAX_BLOCK
+from rdro_jax.losses.head import MAX_BLOCK
 from rdro_jax.models import ModelConfig
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import MeshConfig, path_name
