@@ -11,7 +11,7 @@ from rdro_jax.checkpoint import CheckpointConfig
 from rdro_jax.data import DataConfig
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import Loss
-from rdro_jax.models import LoraConfig
+from rdro_jax.models import LoraConfig, Remat
 from rdro_jax.optim import OptimizerConfig
 from rdro_jax.parallel import MeshConfig
 
@@ -28,15 +28,16 @@ class ModelSource:
     """Hugging Face folder of the starting policy: config.json, *.safetensors, tokenizer files. Of a hub model,
     `hub:owner/name@revision`, a run's record has the commit."""
     dtype: Dtype = "float32"
-    """Precision of the parameters and of the optimizer's moments."""
+    """Precision of the parameters. Their moments are float32 whatever it is, but see `optimizer.mu_dtype`."""
     compute_dtype: Dtype = "float32"
     """Precision of activations and matrix products; log-probs and norms are always float32."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """Kernel of attention; "auto" takes cuDNN's on NVIDIA and Pallas' on a TPU where they can compute the model."""
     lora: LoraConfig | None = None
     """Low-rank adapters to train beside the model, which then stays as it is; null trains the model itself."""
-    remat: Literal["none", "full"] = "full"
-    """"full" recomputes each layer in the backward pass: less memory, about a third more compute."""
+    remat: Remat = "full"
+    """What the backward pass computes again: "full" each layer, a third more compute for the least memory; "named" all
+    but attention; "dots" all but the products of weight matrices; "none" nothing."""
 
 
 @dataclass(frozen=True)

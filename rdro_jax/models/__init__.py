@@ -1,7 +1,7 @@
 """Decoders of Llama 3, Qwen 2 / 2.5 and Qwen 3 as pure functions, read from and written to Hugging Face folders."""
 
 from rdro_jax.models.attention import Cache
-from rdro_jax.models.config import ModelConfig, MoEConfig, RopeConfig
+from rdro_jax.models.config import ModelConfig, MoEConfig, Remat, RopeConfig
 from rdro_jax.models.decoder import (
     Params,
     abstract_params,
@@ -27,6 +27,7 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "Params",
+    "Remat",
     "RopeConfig",
     "abstract_adapters",
     "abstract_params",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from rdro_jax.models.backends import attend_fused, attend_splash, choose_backend
@@ -18,6 +19,8 @@ CAUSAL_BLOCKS = 4
 """Most blocks of queries in a row: more leave out more of the scores, and make the program longer."""
 SHORTEST_BLOCK = 128
 """Queries below which a block is not worth its own matrix products."""
+KEPT_NAMES = ("queries", "keys", "values", "mixed")
+"""What `remat: named` keeps for the backward pass: with these, attention and its products are not computed again."""
 
 
 class Cache(NamedTuple):
@@ -178,7 +181,8 @@ class Attention(nn.Module):
             keys = RMSNorm(c.rms_norm_eps, name="k_norm")(keys)
         queries, keys = rotate(queries, turn), rotate(keys, turn)
         if isinstance(sight, Sight):
-            cache, mixed = None, self.attend(c, queries, keys, values, sight)
+            queries, keys, values = map(checkpoint_name, (queries, keys, values), KEPT_NAMES)
+            cache, mixed = None, checkpoint_name(self.attend(c, queries, keys, values, sight), "mixed")
         else:
             assert site is not None, "a mask of cache slots comes with a cache"
             cache = _write(site, keys, values)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+Remat = Literal["none", "dots", "named", "full"]
+"""From most memory to least."""
+
 
 @dataclass(frozen=True)
 class RopeConfig:
@@ -97,5 +100,7 @@ class ModelConfig:
     """Type of activations and matrix products; norms, softmax, angles and logits are float32 always."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """Kernel of attention over packed rows; `auto` takes what suits the platform (`models/backends.py`)."""
-    remat: Literal["none", "full"] = "full"
-    """`full`: keep only each layer's input for the backward pass. `none`: keep everything (faster, more memory)."""
+    remat: Remat = "full"
+    """What is kept of each layer for the backward pass, the rest being computed again. `full`: nothing but its input.
+    `named`: queries, keys, values and what attention mixed of them. `dots`: every product of a weight matrix.
+    `none`: everything."""

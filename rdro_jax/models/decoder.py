@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from rdro_jax.models.attention import (
+    KEPT_NAMES,
     Attend,
     Attention,
     Cache,
@@ -20,7 +21,7 @@ from rdro_jax.models.attention import (
     in_window,
     packed_mask,
 )
-from rdro_jax.models.config import ModelConfig
+from rdro_jax.models.config import ModelConfig, Remat
 from rdro_jax.models.moe import RoutedMLP
 from rdro_jax.models.norm import RMSNorm
 from rdro_jax.models.projection import Projection
@@ -151,12 +152,23 @@ def forward(
         x, _ = _apply(DecoderBlock(config, attend), layer_params, x, turn, Sight(masks(index), segment_ids))
         return constrain("activations", x), None
 
-    # prevent_cse=False: inside a scan XLA cannot merge the recomputation with the first pass anyway.
-    body = jax.checkpoint(layer, prevent_cse=False) if config.remat == "full" else layer
     layers = (params["layers"], jnp.arange(config.n_layers))
     embedded = lookup(params["embed_tokens"]["embedding"], tokens, config.compute_dtype)
-    x, _ = jax.lax.scan(body, constrain("activations", embedded), layers)
+    x, _ = jax.lax.scan(_rematted(layer, config.remat), constrain("activations", embedded), layers)
     return _final_norm(params, config, x)
+
+
+def _rematted(layer: Callable, remat: Remat) -> Callable:
+    """`layer` that keeps for its backward pass what `remat` says."""
+    if remat == "none":
+        return layer
+    kept = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "named": jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES),
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    # prevent_cse=False: inside a scan XLA cannot merge the recomputation with the first pass anyway.
+    return jax.checkpoint(layer, prevent_cse=False, policy=kept[remat])
 
 
 def _masks(config: ModelConfig, mask: Array, window: Array) -> Callable[[Array], Array]:

@@ -20,6 +20,9 @@ ACTIVATIONS = PartitionSpec(("data", "fsdp"), "context")
 SHARDS = ("fsdp", "context")
 """Axes that split a parameter beside `tensor`: devices that hold parts of one row need not hold the same parameters."""
 
+HOST_MEMORY = "pinned_host"
+"""What JAX calls memory of the host that devices copy from and to by themselves."""
+
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(embed_tokens|lm_head)/embedding", PartitionSpec("tensor", SHARDS)),
     (r"experts/(gate_proj|up_proj)/kernel", PartitionSpec(None, None, SHARDS, "tensor")),
@@ -143,6 +146,22 @@ def check_row_length(mesh: Mesh, max_length: int) -> None:
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays whose leading axis is rows."""
     return NamedSharding(mesh, ROWS)
+
+
+def on_host(shardings: Any) -> Any:
+    """The same shardings in the memory of the devices' hosts. Raises: ConfigError where the platform has no such."""
+
+    def moved(sharding: NamedSharding) -> NamedSharding:
+        device = next(iter(sharding.device_set))
+        kinds = [memory.kind for memory in device.addressable_memories()]
+        if HOST_MEMORY not in kinds:
+            raise ConfigError(
+                f"optimizer.offload: got true, but {device.platform} has no {HOST_MEMORY} memory (only "
+                f"{', '.join(kinds)}); set it to false"
+            )
+        return sharding.with_memory_kind(HOST_MEMORY)
+
+    return jax.tree.map(moved, shardings)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -106,7 +106,7 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     num_steps = min(loader.num_batches, config.max_steps or loader.num_batches)
     optimizer = make_optimizer(config.optimizer, num_steps)
     loss = resolve_loss(config, run, policy, train_examples.report.alpha, heldout)
-    state = _load_state(config, run, policy, optimizer, loss)
+    state = load_state(config, run, policy, optimizer, loss)
     if run.resume_step == 0 and config.loss.needs_reference and config.reference.path is None:
         check_policy_is_reference(policy, policy_params(config, state), loader)
     _introduce(config, run, loader, loss, num_steps)
@@ -123,7 +123,7 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     return RunResult(run.path, recorder.latest)
 
 
-def _load_state(
+def load_state(
     config: Config, run: RunFolder, policy: Policy, optimizer: optax.GradientTransformation, loss: Loss
 ) -> TrainState:
     """State from the newest checkpoint, or of a new run from the model folder; made on its shards in one jit."""

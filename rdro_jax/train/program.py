@@ -14,7 +14,7 @@ from rdro_jax.losses import Loss
 from rdro_jax.models import abstract_params
 from rdro_jax.parallel import rows_sharding
 from rdro_jax.train.policy import Policy
-from rdro_jax.train.state import TrainState, init_state, state_shardings
+from rdro_jax.train.state import TrainState, init_state, offloaded, state_shardings
 from rdro_jax.train.step import make_train_step
 from rdro_jax.train.trained import step_params, trained_shapes
 
@@ -29,6 +29,7 @@ def lower_step(
     assemble, parts = partial(step_params, config), config.num_microbatches
     step = make_train_step(policy.logps, loss, optimizer, num_microbatches=parts, assemble=assemble)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = offloaded(step, shardings) if config.optimizer.offload else step
     return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, batch)
 
 
@@ -36,7 +37,7 @@ def abstract_state(config: Config, policy: Policy, loss: Loss, optimizer: optax.
     """Shapes, types and shardings of a run's state; no array is made."""
     trained = trained_shapes(config, policy)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, loss), trained)
-    state = _placed(shapes, state_shardings(trained, optimizer, loss, policy.mesh))
+    state = _placed(shapes, state_shardings(trained, optimizer, loss, policy.mesh, offload=config.optimizer.offload))
     if config.model.lora is None:
         return state
     return state._replace(frozen=_placed(abstract_params(policy.model, config.model.dtype), policy.param_shardings))

@@ -1,5 +1,6 @@
 """What a step changes: parameters, optimizer state, running statistics, the step counter; and where each lies."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from rdro_jax.batch import Batch
 from rdro_jax.losses import LossFunction
-from rdro_jax.parallel import param_shardings, replicated
+from rdro_jax.parallel import on_host, param_shardings, replicated
 
 
 class TrainState(NamedTuple):
@@ -53,9 +55,16 @@ def state_items(state: TrainState) -> dict[str, Any]:
 
 
 def state_shardings(
-    abstract_params: Any, optimizer: optax.GradientTransformation, loss: LossFunction, mesh: Mesh
+    abstract_params: Any,
+    optimizer: optax.GradientTransformation,
+    loss: LossFunction,
+    mesh: Mesh,
+    *,
+    offload: bool = False,
 ) -> TrainState:
     """Sharding of every leaf of the state: moments lie where their parameter lies, the rest is replicated.
+
+    With `offload` the moments lie in host memory. Raises: ConfigError where the platform cannot.
 
     Pinned on every jit that makes a state: left to itself the compiler puts every moment on device 0.
     """
@@ -65,8 +74,21 @@ def state_shardings(
         optimizer,
         lambda _, sharding: sharding,
         abstract.opt_state,
-        params,
+        on_host(params) if offload else params,
         transform_non_params=lambda _: replicated(mesh),
     )
     running = jax.tree.map(lambda _: replicated(mesh), abstract.running)
     return abstract._replace(step=replicated(mesh), params=params, opt_state=opt_state, running=running)
+
+
+def offloaded(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Any]], shardings: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:
+    """`step` on a state whose optimizer part lies in host memory between steps, as `shardings` say."""
+    on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings.opt_state)
+
+    def offloaded_step(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        state, metrics = step(state._replace(opt_state=jax.device_put(state.opt_state, on_device)), batch)
+        return state._replace(opt_state=jax.device_put(state.opt_state, shardings.opt_state)), metrics
+
+    return offloaded_step

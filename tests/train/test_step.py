@@ -10,10 +10,11 @@ import pytest
 from tiny import CONFIG, make_batch
 
 from rdro_jax.losses import RDRO, SFT, completion_lengths
-from rdro_jax.models import init_params
+from rdro_jax.models import abstract_params, init_params
 from rdro_jax.optim import OptimizerConfig, make_optimizer
+from rdro_jax.parallel import MeshConfig, make_mesh, rows_sharding
 from rdro_jax.train.policy import completion_logps
-from rdro_jax.train.state import init_state
+from rdro_jax.train.state import init_state, offloaded, state_shardings
 from rdro_jax.train.step import make_train_step
 
 LENGTHS = [(3, 9), (2, 4), (5, 11), (4, 20), (2, 3), (6, 2), (1, 13), (9, 9), (3, 17), (2, 8), (8, 1), (4, 4), (2, 25)]
@@ -80,6 +81,23 @@ def test_microbatches_change_nothing(loss, num_microbatches):
     assert_close(parts, whole, 2e-6)
     mu = lambda state: optax.tree_utils.tree_get(state.opt_state, "mu")  # noqa: E731
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mu(parts_state), mu(whole_state))
+
+
+def test_moments_in_host_memory_change_no_bit():
+    loss, batch = RDRO(alpha=0.39), ragged()
+    mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
+    results = {}
+    for offload in (False, True):
+        shardings = state_shardings(abstract_params(CONFIG), OPTIMIZER, loss, mesh, offload=offload)
+        train_step = make_train_step(forward, loss, OPTIMIZER)
+        train_step = offloaded(train_step, shardings) if offload else train_step
+        state = jax.jit(lambda p: init_state(p, OPTIMIZER, loss), out_shardings=shardings)(params())
+        compiled = jax.jit(train_step, out_shardings=(shardings, None), donate_argnums=0)
+        results[offload], _ = compiled(state, jax.device_put(batch, rows_sharding(mesh)))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    moments = optax.tree_utils.tree_get(results[True].opt_state, "mu")
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(moments)} == {"pinned_host"}
+    assert_close(results[True], results[False], 0)
 
 
 def test_counts_and_margins_are_sums_over_the_whole_batch():
