@@ -2,7 +2,9 @@
 
 import html
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -50,30 +52,42 @@ def preview_rows(
         # The whole first chunk is read, because its columns tell what the rows are; only `count` rows are rendered.
         chunk = next(read_chunks([source], config, require_label=require_label, layout=layout, side="all"), None)
         if chunk is not None:
-            for outcome in read_outcomes(chunk._replace(rows=chunk.rows[:count]), tokenizer, template):
-                shown += _preview(outcome, tokenizer)
+            few = chunk._replace(rows=chunk.rows[:count])
+            uncut = few._replace(reading=few.reading._replace(config=_without_limits(few.reading.config)))
+            for outcome, whole in zip(
+                read_outcomes(few, tokenizer, template), read_outcomes(uncut, tokenizer, template), strict=True
+            ):
+                shown += _preview(outcome, whole, tokenizer)
     return shown
 
 
-def _preview(outcome: Outcome, tokenizer: Tokenizer) -> Iterator[PreviewRow]:
-    """The examples of a row, or its fault."""
+def _without_limits(config: DataConfig) -> DataConfig:
+    return replace(config, max_length=sys.maxsize, max_prompt_length=None, max_completion_length=None)
+
+
+def _preview(outcome: Outcome, whole: Outcome, tokenizer: Tokenizer) -> Iterator[PreviewRow]:
+    """The examples of a row, or its fault; `whole` is what the row becomes where nothing is cut."""
     where = f"{outcome.row.path}:{outcome.row.number}"
     result = outcome.result
     if isinstance(result, BadRow):
         got = f", got {result.got}" if result.got else ""
         yield PreviewRow(f"{where}: bad row: {result.cause}{got}", ())
         return
-    for record, rendered in zip(outcome.records, result or (), strict=True):
-        yield PreviewRow(f"{where}: {_title(record, rendered)}", _pieces(rendered, tokenizer))
+    assert isinstance(whole.result, tuple), "no row becomes bad by having room"
+    for record, rendered, uncut in zip(outcome.records, result or (), whole.result, strict=True):
+        yield PreviewRow(f"{where}: {_title(record, rendered, uncut)}", _pieces(rendered, tokenizer))
 
 
-def _title(record: Record, rendered: Rendered) -> str:
+def _title(record: Record, rendered: Rendered, uncut: Rendered) -> str:
     label = record.column if record.column != "completion" else ("desirable" if record.desirable else "undesirable")
     weight = "" if record.weight == 1 else f", weight {record.weight:g}"
-    cut = ", cut" if rendered.truncated else ""
     end = "" if rendered.ends_with_stop else ", without end of turn"
-    completion = len(rendered.tokens) - rendered.prompt_length
-    return f"{label}{weight}, prompt {rendered.prompt_length} + completion {completion} tokens{cut}{end}"
+    prompt, completion = rendered.prompt_length, len(rendered.tokens) - rendered.prompt_length
+    cut = ""
+    if rendered.truncated:
+        whole = len(uncut.tokens) - uncut.prompt_length
+        cut = f", cut: {uncut.prompt_length - prompt} of the prompt's and {whole - completion} of the completion's"
+    return f"{label}{weight}, prompt {prompt} + completion {completion} tokens{cut}{end}"
 
 
 def _pieces(rendered: Rendered, tokenizer: Tokenizer) -> tuple[tuple[str, bool], ...]:

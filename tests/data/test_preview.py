@@ -44,7 +44,13 @@ def test_titles_say_label_lengths_cuts_and_faults(rows):
     assert re.fullmatch(r"1: desirable, prompt \d+ \+ completion \d+ tokens", titles[0])
     assert re.fullmatch(r"2: undesirable, weight 2.5, prompt \d+ \+ completion 3 tokens", titles[1])
     assert titles[2] == '3: bad row: label: must be a boolean, 0/1, 1/-1 or "true"/"false", got 3'
-    assert titles[3].endswith("tokens, cut")
+    # 300 letters stand beside the system message and the headers; the window is 128 and the completion stays whole.
+    kept, completion, cut = map(
+        int, re.search(r"prompt (\d+) \+ completion (\d+) tokens, cut: (\d+) of", titles[3]).groups()
+    )
+    assert kept + completion == 128
+    assert titles[3].endswith(f"tokens, cut: {cut} of the prompt's and 0 of the completion's")
+    assert kept + cut == 300 + int(re.search(r"prompt (\d+)", titles[0])[1]) - len("Say <hi>.")
 
 
 def test_a_terminal_has_colours_and_gets_no_orders(rows):
