@@ -109,10 +109,11 @@ def test_stratified_batches_hold_both_classes(tiny_examples):
     assert np.std(rates["stratified"]) < np.std(rates["natural"])
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_any_number_of_hosts_sees_the_same_global_batches(examples, hosts):
-    alone = flat(make_loader(examples, num_epochs=2, **LAYOUT))
-    shares = [flat(make_loader(examples, num_epochs=2, host_index=i, host_count=hosts, **LAYOUT)) for i in range(hosts)]
+    layout = LAYOUT | {"global_batch_size": 8}
+    alone = flat(make_loader(examples, num_epochs=2, **layout))
+    shares = [flat(make_loader(examples, num_epochs=2, host_index=i, host_count=hosts, **layout)) for i in range(hosts)]
     glued = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shares, strict=True)]
     assert_same(alone, glued)
 
