@@ -112,7 +112,7 @@ def _assemble(
     prompt_length = len(template.prefix) + len(prompt)
     bos = tokenizer.bos_token_id
     if bos is not None and tokens[:2] == [bos, bos]:
-        raise BadRow("prompt", "begins with two BOS tokens; remove the one written out in the text")
+        raise BadRow("prompt", "begins with two BOS tokens; take one out of the chat template")
     if prompt_length == 0:
         raise BadRow("prompt", "becomes no tokens, so nothing predicts the first token of the completion")
     if len(full) == len(prompt):

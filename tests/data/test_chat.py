@@ -84,6 +84,13 @@ def test_llama3_has_one_bos_and_a_pinned_date(llama3):
     assert completion == "hello<|eot_id|>"
 
 
+def test_a_template_that_writes_two_bos_is_refused(llama3, monkeypatch):
+    """The tokenizer puts one before every text by itself, so that templates of both habits exist; here they met."""
+    monkeypatch.setattr(llama3, "chat_template", "{{ bos_token }}" + llama3.chat_template)
+    with pytest.raises(BadRow, match="two BOS"):
+        rendered(llama3, "Hi.", "hello")
+
+
 def test_date_can_be_chosen(llama3):
     config = DataConfig(train="-", chat_template_kwargs=(("date_string", "01 Jan 2026"),))
     assert "Today Date: 01 Jan 2026<" in parts(llama3, rendered(llama3, "Hi.", "Yo.", config))[0]
