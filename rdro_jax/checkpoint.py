@@ -28,12 +28,15 @@ HASH_BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the state is saved and how many states are kept."""
+    """How often the state is saved, how many states are kept, and how often the policy is exported on the way."""
 
     save_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; None saves at the end only."""
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints kept; at least 2, so that a damaged one never is the only one."""
+    export_steps: PositiveInt | None = None
+    """Optimizer steps between exports of the policy, to `exports/step_000100` in the run folder; None exports at the
+    end only."""
 
 
 class CheckpointWriter:

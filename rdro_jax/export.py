@@ -1,19 +1,16 @@
 """A run's policy as a Hugging Face folder of its own."""
 
-import json
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from rdro_jax.checkpoint import find_fault, list_steps, load_items
-from rdro_jax.config import Config, load_config
+from rdro_jax.config import load_config
 from rdro_jax.errors import CheckpointError, ConfigError
-from rdro_jax.models import Params, save_adapters, save_model
+from rdro_jax.models import save_adapters, save_model
 from rdro_jax.parallel import make_mesh, param_shardings
+from rdro_jax.train.card import metrics_of, write_card
 from rdro_jax.train.policy import make_policy
-from rdro_jax.train.run import METRICS_FILE
 from rdro_jax.train.state import TrainState
 from rdro_jax.train.trained import load_base, merged_params, trained_shapes
 
@@ -61,30 +58,5 @@ def export(
     frozen = () if config.model.lora is None else load_base(config, policy)
     params = merged_params(config, TrainState(jax.numpy.int32(step), trained, (), frozen=frozen))
     save_model(params, policy.model, out, base=config.model.path, dtype=dtype)
-    (out / "README.md").write_text(_card(config, params, step, _metrics(run, step)), encoding="utf-8")
+    write_card(out, config, params, step, metrics_of(run, step))
     return out
-
-
-def _metrics(run: Path, step: int) -> dict[str, Any]:
-    """What metrics.jsonl says of a step; the last line that names a metric counts. A torn line says nothing."""
-    found: dict[str, Any] = {}
-    for line in (run / METRICS_FILE).read_text().splitlines() if (run / METRICS_FILE).exists() else ():
-        with suppress(ValueError):
-            row = json.loads(line)
-            found |= row if row.get("step") == step else {}
-    return found
-
-
-def _card(config: Config, params: Params, step: int, metrics: dict[str, Any]) -> str:
-    """The model card: what this is, how many parameters it has, what it was trained with, how it did."""
-    leaves = jax.tree.leaves(params)
-    rows = [f"| {name} | {value} |" for name, value in sorted(metrics.items()) if isinstance(value, int | float)]
-    measured = ["## Metrics", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
-    lines = [
-        *("---", "library_name: transformers", f"tags: [rdro_jax, {config.loss.name}]", "---", ""),
-        *(f"# {Path(config.model.path).name} after {step} steps of {config.loss.name}", ""),
-        f"Trained by rdro_jax from `{config.model.path}`: {sum(leaf.size for leaf in leaves):,} parameters in "
-        f"{', '.join(sorted({leaf.dtype.name for leaf in leaves}))}.",
-        *("", *measured, "## Configuration", "", "```yaml", config.to_yaml().rstrip(), "```", ""),
-    ]
-    return "\n".join(lines)

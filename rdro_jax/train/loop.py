@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,12 @@ from rdro_jax.config import Config, check_inputs, pin_models
 from rdro_jax.data import Loader
 from rdro_jax.errors import DivergedError, RestartWanted, WeightError
 from rdro_jax.losses import Loss
-from rdro_jax.models import save_adapters, save_model
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import check_row_length, check_rows, global_arrays, make_mesh, rows_sharding
 from rdro_jax.train.alpha import resolve_loss
 from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loader
+from rdro_jax.train.exports import export_end, export_step
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.program import abstract_state, lower_step
 from rdro_jax.train.recorder import Recorder, due
@@ -37,10 +38,7 @@ from rdro_jax.train.run import (
 )
 from rdro_jax.train.state import TrainState, init_state, state_items
 from rdro_jax.train.stopping import stop_requests
-from rdro_jax.train.trained import load_base, merged_params, policy_params, start_adapters
-
-ADAPTER_FOLDER = "adapter"
-"""Where in its folder a run with `model.lora` leaves the adapters in PEFT's form, beside the merged model."""
+from rdro_jax.train.trained import load_base, policy_params, start_adapters
 
 
 class RunResult(NamedTuple):
@@ -114,10 +112,9 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     step = _compile_step(config, policy, loss, optimizer, state, loader)
     judge = lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout)  # noqa: E731
     recorder = Recorder(config, run, loss, loader, num_steps, state.params)
-    state = _run_steps(config, run, step, judge, state, recorder, loader, num_steps, deadline)
-    if config.model.lora is not None:
-        save_adapters(state.params, config.model.lora, run.path / ADAPTER_FOLDER, base=config.model.path)
-    save_model(merged_params(config, state), policy.model, run.path, base=config.model.path)
+    publish = partial(export_step, config, policy, run)
+    state = _run_steps(config, run, step, judge, publish, state, recorder, loader, num_steps, deadline)
+    export_end(config, policy, run, num_steps, state, recorder.latest)
     write_result(run, recorder.latest)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
     return RunResult(run.path, recorder.latest)
@@ -171,7 +168,7 @@ def _compile_step(config, policy, loss, optimizer, state, loader):
     return lambda state, batch: compiled(state, global_arrays(batch, rows_sharding(policy.mesh)))
 
 
-def _run_steps(config, run, step, judge, state, recorder, loader, num_steps, deadline) -> TrainState:
+def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_steps, deadline) -> TrainState:
     """The steps that are left. A step's metrics are fetched after the next step is under way.
 
     Raises `RestartWanted` when a signal or the deadline asks for a stop, after the state is saved.
@@ -190,10 +187,13 @@ def _run_steps(config, run, step, judge, state, recorder, loader, num_steps, dea
             stop = None if last else stop_reason(number)
             evaluating = last or due(number, config.eval_steps)
             saving = last or stop or due(number, config.checkpoint.save_steps)
-            if evaluating or saving:
+            exporting = not last and due(number, config.checkpoint.export_steps)
+            if evaluating or saving or exporting:
                 recorder.fetch(show)
             if evaluating:
                 recorder.write(number, judge(state))
+            if exporting:
+                publish(number, state, recorder.latest)
             if saving:
                 saver.save(number, state_items(state), {"config": identity(config), "window": recorder.window()})
             if stop:

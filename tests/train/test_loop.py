@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from rdro_jax.checkpoint import list_steps
 from rdro_jax.config import load_config
 from rdro_jax.data import load_examples, load_tokenizer
 from rdro_jax.errors import ConfigError, DivergedError, WeightError
+from rdro_jax.export import export
 from rdro_jax.models import load_model
 from rdro_jax.train import train
 from rdro_jax.train.metrics import read_metrics
@@ -38,7 +40,7 @@ def lines_without_times(folder):
 
 
 def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
-    result = train(load_config(config_file, ONE_DEVICE))
+    result = train(load_config(config_file, [*ONE_DEVICE, "checkpoint.export_steps=3"]))
     lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
@@ -57,6 +59,16 @@ def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
     assert load_tokenizer(result.run_dir).chat_template
     again = train(load_config(config_file, ONE_DEVICE))
     assert again.metrics == result.metrics
+    # On the way it left a policy every third step, each whole and with its card; the last is the end's own.
+    saved = list_steps(result.run_dir)[-2]
+    exports = sorted(path.name for path in (result.run_dir / "exports").iterdir())
+    assert exports == [f"step_{step:06d}" for step in range(3, len(steps), 3)]
+    newest = result.run_dir / "exports" / f"step_{saved:06d}"
+    export(result.run_dir, tmp_path / "exported", step=saved)
+    for file in (tmp_path / "exported").iterdir():
+        assert file.name == "README.md" or file.read_bytes() == (newest / file.name).read_bytes()
+    assert f"after {saved} steps of rdro\n" in (newest / "README.md").read_text()
+    assert f"after {len(steps)} steps of rdro\n" in (result.run_dir / "README.md").read_text()
 
 
 def test_every_example_once_per_epoch(config_file):
