@@ -32,7 +32,7 @@ class ModelSource:
     compute_dtype: Dtype = "float32"
     """Precision of activations and matrix products; log-probs and norms are always float32."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """Kernel of attention; "auto" takes cuDNN's on NVIDIA and Pallas' on a TPU where they can compute the model."""
+    """Kernel of attention; "auto" takes Pallas' on a TPU where it can compute the model, else XLA's."""
     lora: LoraConfig | None = None
     """Low-rank adapters to train beside the model, which then stays as it is; null trains the model itself."""
     remat: Remat = "full"

@@ -45,25 +45,19 @@ def test_gradients_of_the_fused_front_are_the_references(arrays):
 
 
 @pytest.mark.parametrize(
-    ("platform", "devices", "changes", "seq", "wanted"),
+    ("platform", "changes", "seq", "wanted"),
     [
-        ("cpu", 1, {}, 128, "xla"),
-        ("gpu", 8, {}, 128, "cudnn"),
-        ("gpu", 8, {}, 127, "xla"),
-        ("gpu", 8, {"compute_dtype": "float32"}, 128, "xla"),
-        ("gpu", 8, {"head_dim": 256}, 128, "xla"),
-        ("gpu", 8, {"sliding_window": 9}, 128, "cudnn"),
-        ("tpu", 1, {}, 128, "splash"),
-        ("tpu", 1, {}, 192, "xla"),
-        ("tpu", 1, {"head_dim": 96}, 128, "xla"),
-        ("tpu", 1, {"sliding_window": 9}, 128, "xla"),
-        ("tpu", 4, {}, 128, "xla"),
-        ("cpu", 1, {"attention": "cudnn"}, 128, "cudnn"),
+        ("cpu", {}, 128, "xla"),
+        ("gpu", {}, 128, "xla"),
+        ("tpu", {}, 128, "splash"),
+        ("tpu", {}, 192, "xla"),
+        ("tpu", {"head_dim": 96}, 128, "xla"),
+        ("tpu", {"sliding_window": 9}, 128, "xla"),
+        ("cpu", {"attention": "cudnn"}, 128, "cudnn"),
     ],
 )
-def test_the_platform_chooses_among_what_can_compute(platform, devices, changes, seq, wanted, monkeypatch):
+def test_the_platform_chooses_among_what_can_compute(platform, changes, seq, wanted, monkeypatch):
     monkeypatch.setattr(backends.jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(backends.jax, "device_count", lambda: devices)
     assert choose_backend(replace(CONFIG, **changes), seq) == wanted
 
 
