@@ -54,9 +54,11 @@ class Gguf(NamedTuple):
     tensors: dict[str, Any]
 
     def get(self, key: str, default: Any = None) -> Any:
+        """The value of a metadata key, `default` where the file has none."""
         return self.metadata.get(key, default)
 
     def need(self, key: str) -> Any:
+        """The value of a metadata key. Raises: WeightError where the file has none."""
         if key not in self.metadata:
             raise WeightError(f"{self.file}: metadata key {key!r} is missing; convert the model to GGUF anew")
         return self.metadata[key]
@@ -360,4 +362,5 @@ def shortest_float32(value: float) -> float:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file, letters beyond ASCII as they are: a chat template has them."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
