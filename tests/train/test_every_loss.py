@@ -196,3 +196,17 @@ def test_metrics_of_the_batch_by_hand():
         "counts/chosen": liked.sum(),
     }
     assert {key: float(told[key]) for key in wanted} == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [RDRO(alpha=0.4), KTO(), BCO(), DPO()], ids=str)
+def test_what_is_trained_beside_a_frozen_part_moves_as_the_whole_would(loss):
+    """Also where a loss scores mismatched rows, keeps a running shift, or looks at pairs."""
+    made = batch_for(loss)
+    whole, [wanted] = steps(loss, [made])
+    assemble = lambda params, state, _: {"words": state.frozen + params["words"]}  # noqa: E731
+    step = jax.jit(make_train_step(forward, loss, OPTIMIZER, assemble=assemble))
+    start = init_state(jax.tree.map(jnp.zeros_like, WORDS), OPTIMIZER, loss)._replace(frozen=WORDS["words"])
+    after, got = step(start, made)
+    np.testing.assert_allclose(got["loss"], wanted["loss"], rtol=1e-6)
+    np.testing.assert_array_equal(after.frozen, WORDS["words"])
+    np.testing.assert_allclose(after.frozen + after.params["words"], whole.params["words"], atol=1e-6, rtol=0)
