@@ -34,7 +34,7 @@ def advise(plan: Plan) -> str:
     states = functools.cache(lambda mesh, model: _state(plan, mesh, model))
     for changes in _candidates(plan):
         config = plan.config.model_copy(update={key: new for change in changes for key, new in change.values.items()})
-        peak = _peak(config, states(config.mesh, config.model))
+        peak = _peak(config, plan.topology.platform, states(config.mesh, config.model))
         if peak is not None and peak <= MARGIN * plan.topology.device.memory:
             return f"by the estimate {peak / GIB:.2f} GiB with {' '.join(filter(None, (c.keys for c in changes)))}"
     parts = plan.parts
@@ -95,8 +95,8 @@ def _state(plan: Plan, mesh: MeshConfig, source: ModelSource) -> tuple[Any, ...]
         return None
 
 
-def _peak(config: Config, state: tuple[Any, ...] | None) -> int | None:
+def _peak(config: Config, platform: str, state: tuple[Any, ...] | None) -> int | None:
     """Bytes by the estimate; None where sizes do not divide."""
     if state is None or config.global_batch_size % (config.num_microbatches * row_shards(state[1])):
         return None
-    return estimate(config, *state).peak
+    return estimate(config, state[0], platform, *state[1:]).peak

@@ -47,6 +47,8 @@ class Parts(NamedTuple):
     batch: int
     """Tokens, labels and the reference's log-probs, which are data: no reference model is in memory."""
     gradients: int
+    copies: int
+    """Parameters a second time, as the compiler wants them for all layers before the loop over layers begins."""
     kept: int
     """Activations that the forward pass keeps for the backward pass."""
     working: int
@@ -86,8 +88,10 @@ def layout(state: TrainState) -> list[Place]:
     return places
 
 
-def estimate(config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, state: TrainState, batch: Any) -> Parts:
-    """Bytes per device at the step's peak, by part."""
+def estimate(
+    config: Config, model: ModelConfig, platform: str, mesh: Mesh | AbstractMesh, state: TrainState, batch: Any
+) -> Parts:
+    """Bytes per device at the step's peak, by part, where the compiler is that of a platform."""
     trained = sum(math.prod(_shard(leaf)) for leaf in jax.tree.leaves(state.params))
     rows = config.global_batch_size // (config.num_microbatches * row_shards(mesh))
     # Micro-batches add to a sum that stands beside the gradients of the one at hand.
@@ -99,9 +103,32 @@ def estimate(config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, stat
         frozen=_total(state.frozen),
         batch=_total(batch),
         gradients=sums * trained * FLOAT32,
+        copies=_copies(model, platform, state),
         kept=_kept(model, tokens, config.data.max_length, mesh),
         working=max(_layer(model, tokens, config.data.max_length, mesh), _head(model, tokens, mesh)),
     )
+
+
+def _copies(model: ModelConfig, platform: str, state: TrainState) -> int:
+    """What compilers move out of the loops over layers and vocabulary blocks, as it is the same in every turn.
+
+    TPU: the cast of matrices to the compute type. GPU: a transpose of what is gathered along its last axis.
+    """
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.frozen)):
+        name, numbers = path_name(path), math.prod(_shard(leaf))
+        if "lora" in name or len(leaf.shape) < 2 or ("embed_tokens" in name and not model.tie_word_embeddings):
+            continue  # too small to count; or looked up only, which gathers nothing
+        if platform == "tpu" and leaf.dtype.name != model.compute_dtype:
+            total += numbers * SIZES[model.compute_dtype]
+        if platform == "gpu" and numbers * leaf.dtype.itemsize < _bytes_of_rows(leaf):
+            total += numbers * leaf.dtype.itemsize
+    return total
+
+
+def _bytes_of_rows(leaf: Any) -> int:
+    """Bytes of the shard if its last axis were whole."""
+    return math.prod((*_shard(leaf)[:-1], leaf.shape[-1])) * leaf.dtype.itemsize
 
 
 def _kept(model: ModelConfig, tokens: int, seq: int, mesh: Any) -> int:
@@ -129,19 +156,13 @@ def _scores(model: ModelConfig, tokens: int, seq: int, mesh: Any) -> int:
 
 
 def _layer(model: ModelConfig, tokens: int, seq: int, mesh: Any) -> int:
-    """Of a layer's backward pass: its residuals, cotangents of the widest step, its weights and their gradients."""
+    """Of a layer's backward pass: its residuals, cotangents of the widest operation, one gathered matrix."""
     size, parts = SIZES[model.compute_dtype], mesh.shape["tensor"]
     residuals = _residuals(model, tokens, seq, mesh) if model.remat == "full" else 0
+    # Queries are taken a quarter at a time; the last quarter sees all keys, 2/5 of what all quarters see.
+    scores = _scores(model, tokens, seq, mesh) * 2 // 5
     wide = 2 * tokens * model.d_ff // parts * size
-    return residuals + max(wide, _scores(model, tokens, seq, mesh)) + _weights(model, mesh)
-
-
-def _weights(model: ModelConfig, mesh: Any) -> int:
-    """The feed-forward layer's matrices, gathered in the compute type, and the gradient of one, not yet scattered."""
-    size, parts = SIZES[model.compute_dtype], mesh.shape["tensor"]
-    if mesh.shape["fsdp"] == 1:
-        return model.d_model * model.d_ff // parts * size
-    return 4 * model.d_model * model.d_ff // parts * size
+    return residuals + max(wide, scores) + model.d_model * model.d_ff // parts * size
 
 
 def _head(model: ModelConfig, tokens: int, mesh: Any) -> int:

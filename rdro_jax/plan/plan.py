@@ -76,7 +76,7 @@ def make_plan(config: Config, topology: Topology, *, compiling: bool = True) -> 
     )
     check_rows(mesh, config.global_batch_size, config.num_microbatches)  # pyright: ignore[reportArgumentType]
     state, batch = plan_state(config, model, mesh)
-    parts, compiled = estimate(config, model, mesh, state, batch), None
+    parts, compiled = estimate(config, model, topology.platform, mesh, state, batch), None
     needed: float = parts.peak
     if compiling:
         try:
