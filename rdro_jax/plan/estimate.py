@@ -1,7 +1,7 @@
 """The step's peak memory by counting: what has to be kept at the moment that needs the most, without a compiler.
 
 The state is counted exactly, by the shapes and shardings of the real one. What the step makes on the way follows from
-the architecture: every term below is an array of `models`, `losses.logprobs` or `train.step`.
+the architecture: every term below is an array of `models`, `losses.head` or `train.step`.
 """
 
 import math
@@ -11,10 +11,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rdro_jax.config import Config
-from rdro_jax.losses.head import MAX_BLOCK
+from rdro_jax.losses.head import MAX_BLOCK, MAX_CHUNKS, SHORTEST_CHUNK
 from rdro_jax.models import ModelConfig
 from rdro_jax.optim import make_optimizer
-from rdro_jax.parallel import MeshConfig, path_name
+from rdro_jax.parallel import MeshConfig, check_row_length, check_rows, path_name
 from rdro_jax.parallel.mesh import AXES
 from rdro_jax.plan.compiled import SOME_STEPS, settled
 from rdro_jax.train.policy import policy_of
@@ -23,18 +23,6 @@ from rdro_jax.train.state import TrainState
 
 FLOAT32 = 4
 SIZES = {"float32": 4, "bfloat16": 2}
-
-
-class Place(NamedTuple):
-    """Where one parameter lies."""
-
-    name: str
-    shape: tuple[int, ...]
-    spec: str
-    """Mesh axes of each dimension."""
-    bytes: int
-    """On one device."""
-    trained: bool
 
 
 class Parts(NamedTuple):
@@ -60,15 +48,34 @@ class Parts(NamedTuple):
         return sum(self)
 
 
+class Local(NamedTuple):
+    """What one device computes at a time."""
+
+    model: ModelConfig
+    tokens: int
+    """Of one micro-batch: its rows, or its parts of them."""
+    seq: int
+    """Tokens of a whole row, which every query may see."""
+    tensor: int
+    context: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of an activation."""
+        return SIZES[self.model.compute_dtype]
+
+
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
     """The mesh a config makes of so many devices, without devices. Raises: ConfigError."""
     sizes = config.sizes(devices)
     return AbstractMesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def plan_state(config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Any]:
-    """Shapes and shardings of state and batch. Raises: ConfigError where the mesh does not divide the model."""
-    policy = policy_of(model, mesh)  # pyright: ignore[reportArgumentType]
+def plan_state(config: Config, model: ModelConfig, mesh: Any) -> tuple[TrainState, Any]:
+    """Shapes and shardings of state and batch. Raises: ConfigError where the mesh does not divide model or batch."""
+    check_rows(mesh, config.global_batch_size, 1)
+    check_row_length(mesh, config.data.max_length)
+    policy = policy_of(model, mesh)
     optimizer = make_optimizer(config.optimizer, config.max_steps or SOME_STEPS)
     return abstract_state(config, policy, settled(config.loss), optimizer), abstract_batch(config, policy)
 
@@ -78,25 +85,16 @@ def row_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def layout(state: TrainState) -> list[Place]:
-    """Every parameter with its place, in the order of the tree."""
-    places = []
-    for trained, tree in ((True, state.params), (False, state.frozen)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            spec = ", ".join("-" if axes is None else str(axes) for axes in leaf.sharding.spec)
-            places.append(Place(path_name(path), leaf.shape, spec or "whole", _on_device(leaf), trained))
-    return places
-
-
 def estimate(
     config: Config, model: ModelConfig, platform: str, mesh: Mesh | AbstractMesh, state: TrainState, batch: Any
 ) -> Parts:
     """Bytes per device at the step's peak, by part, where the compiler is that of a platform."""
-    trained = sum(math.prod(_shard(leaf)) for leaf in jax.tree.leaves(state.params))
+    tensor, context, seq = mesh.shape["tensor"], mesh.shape["context"], config.data.max_length
     rows = config.global_batch_size // (config.num_microbatches * row_shards(mesh))
+    here = Local(model, rows * seq // context, seq, tensor, context)
+    trained = sum(math.prod(_shard(leaf)) for leaf in jax.tree.leaves(state.params))
     # Micro-batches add to a sum that stands beside the gradients of the one at hand.
     sums = 1 if config.num_microbatches == 1 else 2
-    tokens = rows * config.data.max_length
     return Parts(
         parameters=_total(state.params),
         optimizer=_total(state.opt_state),
@@ -104,81 +102,76 @@ def estimate(
         batch=_total(batch),
         gradients=sums * trained * FLOAT32,
         copies=_copies(model, platform, state),
-        kept=_kept(model, tokens, config.data.max_length, mesh),
-        working=max(_layer(model, tokens, config.data.max_length, mesh), _head(model, tokens, mesh)),
+        kept=_kept(here),
+        working=max(_layer(here), _head(here)),
     )
 
 
 def _copies(model: ModelConfig, platform: str, state: TrainState) -> int:
-    """What compilers move out of the loops over layers and vocabulary blocks, as it is the same in every turn.
+    """What compilers move out of the loop over layers, as it is the same in every turn.
 
     TPU: the cast of matrices to the compute type. GPU: a transpose of what is gathered along its last axis.
     """
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.frozen)):
         name, numbers = path_name(path), math.prod(_shard(leaf))
-        if "lora" in name or len(leaf.shape) < 2 or ("embed_tokens" in name and not model.tie_word_embeddings):
-            continue  # too small to count; or looked up only, which gathers nothing
+        if "lora" in name or "layers" not in name or len(leaf.shape) < 3:
+            continue
         if platform == "tpu" and leaf.dtype.name != model.compute_dtype:
             total += numbers * SIZES[model.compute_dtype]
-        if platform == "gpu" and numbers * leaf.dtype.itemsize < _bytes_of_rows(leaf):
+        if platform == "gpu" and _parted(leaf, -1) and not _parted(leaf, -2):
             total += numbers * leaf.dtype.itemsize
     return total
 
 
-def _bytes_of_rows(leaf: Any) -> int:
-    """Bytes of the shard if its last axis were whole."""
-    return math.prod((*_shard(leaf)[:-1], leaf.shape[-1])) * leaf.dtype.itemsize
+def _parted(leaf: Any, axis: int) -> bool:
+    return _shard(leaf)[axis] < leaf.shape[axis]
 
 
-def _kept(model: ModelConfig, tokens: int, seq: int, mesh: Any) -> int:
+def _kept(here: Local) -> int:
     """Each layer's input, and where nothing is computed again everything else its backward pass reads."""
-    size = SIZES[model.compute_dtype]
-    inputs = model.n_layers * tokens * model.d_model * size
-    return inputs + (0 if model.remat == "full" else model.n_layers * _residuals(model, tokens, seq, mesh))
+    inputs = here.model.n_layers * here.tokens * here.model.d_model * here.size
+    return inputs + (0 if here.model.remat == "full" else here.model.n_layers * _residuals(here))
 
 
-def _residuals(model: ModelConfig, tokens: int, seq: int, mesh: Any) -> int:
+def _residuals(here: Local) -> int:
     """What one layer's backward pass reads beside the layer's input."""
-    size, parts = SIZES[model.compute_dtype], mesh.shape["tensor"]
-    heads, kv = model.n_heads * model.head_dim // parts, model.n_kv_heads * model.head_dim // parts
-    wide = (model.d_ff if model.moe is None else model.moe.n_active * model.moe.d_expert) // parts
-    # Two norms; queries, keys, values and their mean; the residual between; gate, up, their product.
-    numbers = 3 * model.d_model + 2 * heads + 2 * kv + 3 * wide
-    return tokens * size * numbers + _scores(model, tokens, seq, mesh)
+    model = here.model
+    heads, kv = (n * model.head_dim // here.tensor for n in (model.n_heads, model.n_kv_heads))
+    wide = (model.d_ff if model.moe is None else model.moe.n_active * model.moe.d_expert) // here.tensor
+    # Two norms; the residual between; queries and what attention makes of them; gate, up, their product. Keys and
+    # values are those of whole rows.
+    numbers = 3 * model.d_model + 2 * heads + 2 * kv * here.context + 3 * wide
+    return here.tokens * here.size * numbers + _scores(here)
 
 
-def _scores(model: ModelConfig, tokens: int, seq: int, mesh: Any) -> int:
+def _scores(here: Local) -> int:
     """Float32 weights of all heads over what a query may see, in four blocks of queries; fused kernels keep none."""
-    if model.attention != "xla":
+    if here.model.attention != "xla":
         return 0
-    return tokens * (model.n_heads // mesh.shape["tensor"]) * seq * 5 // 8 * FLOAT32
+    seen = here.seq * 5 // 8 if here.context == 1 else here.seq
+    return here.tokens * (here.model.n_heads // here.tensor) * seen * FLOAT32
 
 
-def _layer(model: ModelConfig, tokens: int, seq: int, mesh: Any) -> int:
+def _layer(here: Local) -> int:
     """Of a layer's backward pass: its residuals, cotangents of the widest operation, one gathered matrix."""
-    size, parts = SIZES[model.compute_dtype], mesh.shape["tensor"]
-    residuals = _residuals(model, tokens, seq, mesh) if model.remat == "full" else 0
+    residuals = _residuals(here) if here.model.remat == "full" else 0
     # Queries are taken a quarter at a time; the last quarter sees all keys, 2/5 of what all quarters see.
-    scores = _scores(model, tokens, seq, mesh) * 2 // 5
-    wide = 2 * tokens * model.d_ff // parts * size
-    return residuals + max(wide, scores) + model.d_model * model.d_ff // parts * size
+    scores = _scores(here) * 2 // 5
+    width = here.model.d_ff // here.tensor * here.size
+    return residuals + max(2 * here.tokens * width, scores) + here.model.d_model * width
 
 
-def _head(model: ModelConfig, tokens: int, mesh: Any) -> int:
-    """One block of the vocabulary: logits and their cotangents in float32, the block gathered and its gradient."""
-    block = min(model.vocab_size, MAX_BLOCK)
-    size = SIZES[model.compute_dtype]
-    logits = tokens * block * (2 * FLOAT32 + size)
-    return logits + tokens * model.d_model * (FLOAT32 + size) + block * model.d_model * (size + FLOAT32)
+def _head(here: Local) -> int:
+    """One block of the vocabulary with its gradient, logits of a chunk of tokens, states and cotangents of all."""
+    block = min(here.model.vocab_size // here.tensor, MAX_BLOCK)
+    chunk = min(here.tokens, max(here.tokens // MAX_CHUNKS, SHORTEST_CHUNK))
+    both = FLOAT32 + here.size
+    return chunk * block * (FLOAT32 + both) + (here.tokens + block) * here.model.d_model * both
 
 
 def _total(tree: Any) -> int:
-    return sum(_on_device(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _on_device(leaf: Any) -> int:
-    return math.prod(_shard(leaf)) * leaf.dtype.itemsize
+    return sum(math.prod(_shard(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _shard(leaf: Any) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from rdro_jax.plan.plan import Plan
+from rdro_jax.plan.plan import Plan, spelled
 from rdro_jax.plan.topology import GIB
 
 
@@ -42,12 +42,13 @@ def _setting(plan: Plan) -> Iterator[str]:
 
 def _layout(plan: Plan) -> Iterator[str]:
     rows = [
-        (place.name, "x".join(map(str, place.shape)), place.spec, place.bytes, place.trained) for place in plan.layout
+        (place.path, "x".join(map(str, place.shape)), spelled(place, plan.mesh), place.device_bytes)
+        for place in plan.params + plan.frozen
     ]
     widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
     yield f"\n{'parameter':{widths[0]}}  {'shape':{widths[1]}}  {'mesh axes':{widths[2]}}  MiB a device"
-    for name, shape, spec, size, trained in rows:
-        frozen = "" if trained else "  frozen"
+    for number, (name, shape, spec, size) in enumerate(rows):
+        frozen = "" if number < len(plan.params) else "  frozen"
         yield f"{name:{widths[0]}}  {shape:{widths[1]}}  {spec:{widths[2]}}  {size / 2**20:12.2f}{frozen}"
 
 

@@ -51,13 +51,13 @@ def told(run_file, tmp_path_factory):
 def test_every_parameter_is_told_with_its_axes_and_bytes(told):
     code, text, figures = told
     assert code == 0
-    places = {place["name"]: place for place in figures["layout"]}
+    places = {place["path"]: place for place in figures["layout"]}
     assert places["layers/mlp/up_proj/kernel"]["spec"] == "-, fsdp, tensor"
-    assert places["layers/mlp/up_proj/kernel"]["bytes"] == 2 * 32 * 64 * 4 / 8
+    assert places["layers/mlp/up_proj/kernel"]["device_bytes"] == 2 * 32 * 64 * 4 / 8
     assert places["norm/scale"]["spec"] == "whole"
     assert "layers/mlp/up_proj/kernel" in text
     assert "2x32x64" in text
-    assert sum(place["bytes"] for place in places.values()) == figures["estimate"]["parameters"]
+    assert sum(place["device_bytes"] for place in places.values()) == figures["estimate"]["parameters"]
     assert figures["estimate"]["optimizer"] == 2 * figures["estimate"]["parameters"] + 2 * 4  # two counters
 
 
@@ -122,9 +122,8 @@ def test_other_faults_of_a_compiler_are_not_taken_for_lack_of_memory():
 
 def test_adapters_leave_the_model_frozen_in_the_plan(load):
     plan = make_plan(load("model.lora.r=2", "model.dtype=bfloat16"), CPU, compiling=False)
-    names = {place.name: place.trained for place in plan.layout}
-    assert names["layers/mlp/up_proj/kernel"] is False
-    assert names["layers/mlp/up_proj/lora_A"] is True
+    assert "layers/mlp/up_proj/kernel" in {place.path for place in plan.frozen}
+    assert {place.path.rpartition("/")[2] for place in plan.params} == {"lora_A", "lora_B"}
     assert plan.parts.gradients == plan.parts.parameters  # adapters are float32, as their gradients
 
 
