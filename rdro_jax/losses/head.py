@@ -246,12 +246,15 @@ def _backward(hidden, head, targets, scored, log_normaliser, cotangent, *, max_b
             once = d_logits if blocks.even else jnp.where(new, d_logits, 0)
             d_rows = d_rows.at[at].add(jnp.dot(once, block, preferred_element_type=jnp.float32))
             if learns:
-                d_block += jax.lax.dot_general(
+                product = jax.lax.dot_general(
                     d_logits, rows[at], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
                 )
+                d_block += product.reshape(blocks.size, *d_block.shape[::2]).swapaxes(0, 1)
             return d_rows, d_block
 
-        d_block = jnp.zeros(block.shape, jnp.float32) if learns else None
+        # Parts of the width lead: a TPU scatters a sum over the leading axis only, else every device gets all of it.
+        parts = (block.shape[1] // head.shape[1], blocks.size, head.shape[1])
+        d_block = jnp.zeros(parts, jnp.float32) if learns else None
         d_rows, d_block = jax.lax.fori_loop(0, chunks.used, visit_chunk, (d_rows, d_block))
         if d_head is not None:
             # An entry that two blocks hold is written twice, the same both times.
@@ -265,9 +268,8 @@ def _backward(hidden, head, targets, scored, log_normaliser, cotangent, *, max_b
     return chunks.join(d_rows).reshape(hidden.shape).astype(hidden.dtype), d_head
 
 
-def _summed(d_block, axes: _Axes):
+def _summed(d_block: Float[Array, "parts entries width"], axes: _Axes) -> Float[Array, "entries width"]:
     """A block's gradient over all devices' tokens, each device keeping its own part of the width."""
-    if axes.width:
-        d_block = jax.lax.psum_scatter(d_block, axes.width, scatter_dimension=1, tiled=True)
+    mine = jax.lax.psum_scatter(d_block, axes.width, scatter_dimension=0) if axes.width else d_block[0]
     others = tuple(axis for axis in axes.tokens if axis not in axes.width)
-    return jax.lax.psum(d_block, others) if others else d_block
+    return jax.lax.psum(mine, others) if others else mine

@@ -112,13 +112,8 @@ def test_the_layout_counts_the_bytes_of_one_device():
 
 def devices(groups, each, attribute):
     """Stand-ins for devices in groups that a faster network joins, in an order of no group."""
-    made = [
-        SimpleNamespace(platform="cpu", device_kind="cpu", id=number, process_index=0)
-        for number in range(groups * each)
-    ]
-    for number, device in enumerate(made):
-        setattr(device, attribute, number % groups)
-    return made
+    fixed = {"platform": "cpu", "device_kind": "cpu", "process_index": 0}
+    return [SimpleNamespace(**fixed | {"id": n, attribute: n % groups}) for n in range(groups * each)]
 
 
 @pytest.mark.parametrize("attribute", ["slice_index", "process_index"])
