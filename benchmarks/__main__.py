@@ -14,6 +14,7 @@ from rich.table import Table
 from benchmarks.head import bench_head
 from benchmarks.sizes import Size
 from benchmarks.step import bench_packing, bench_peak
+from benchmarks.tokens import bench_tokens
 
 OUT = Path("runs/bench.json")
 
@@ -26,6 +27,7 @@ def measure(size: Size) -> dict[str, Any]:
         "head": bench_head(size),
         "packing": bench_packing(size),
         "step": {"full rows": bench_peak(size)},
+        "tokens": bench_tokens(size),
     }
 
 
@@ -42,7 +44,7 @@ def main(out: Path = OUT, size: Size = Size()) -> None:  # noqa: B008 (frozen)
     """Measure, print, write."""
     figures = measure(size)
     console = Console()
-    for name in ("head", "packing", "step"):
+    for name in ("head", "packing", "step", "tokens"):
         console.print(table(f"{name} (medians of {size.repeats})", figures[name]))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=2) + "\n")

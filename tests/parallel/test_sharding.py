@@ -18,7 +18,6 @@ from rdro_jax.parallel import (
     check_heads,
     check_row_length,
     check_rows,
-    layout,
     make_mesh,
     param_shardings,
     path_name,
@@ -98,16 +97,16 @@ def test_rows_are_cut_into_equal_parts():
         check_row_length(mesh, 30)
 
 
-def test_the_layout_counts_the_bytes_of_one_device():
+def test_adapters_lie_where_their_matrices_do():
+    """Rank is never split; the other side of each adapter is split as that side of its matrix."""
     mesh = make_mesh(MeshConfig(1, 2, 2, 2))
-    for tree in (abstract_params(CONFIG), abstract_adapters(CONFIG, LoraConfig(r=2))):
-        arrays = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree), param_shardings(tree, mesh))
-        rows = layout(tree, param_shardings(tree, mesh))
-        held = {
-            path_name(p): x.addressable_shards[0].data.nbytes for p, x in jax.tree_util.tree_leaves_with_path(arrays)
-        }
-        assert {row.path: row.device_bytes for row in rows} == held
-    assert rows[0].spec == PartitionSpec(None, SHARDS, None)
+    adapters = param_shardings(abstract_adapters(CONFIG, LoraConfig(r=2)), mesh)["layers"]
+    whole = param_shardings(abstract_params(CONFIG), mesh)["layers"]
+    for part, matrices in adapters.items():
+        for name, adapter in matrices.items():
+            inputs, outputs = whole[part][name]["kernel"].spec[1:]
+            assert adapter["lora_A"].spec == PartitionSpec(None, inputs, None)
+            assert adapter["lora_B"].spec == PartitionSpec(None, None, outputs)
 
 
 def devices(groups, each, attribute):
