@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from rdro_jax.data.report import Layout, SourceReport
 from rdro_jax.data.sources import source_files
 from rdro_jax.errors import StorageError
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 """Raised when a change of ours alters what the same rows become, so that no artefact outlives it."""
 
 META_FILE = "meta.json"
@@ -114,11 +114,27 @@ def merge_parts(parts: Sequence[Path], folder: Path, meta: Mapping[str, Any]) ->
             for name, values in load_file(part).items():
                 files[name].write(values.tobytes())
     identities = {f"{name}.npy": _identity(folder / f"{name}.npy") for name in arrays}
-    (folder / META_FILE).write_text(json.dumps({**meta, "files": identities}, indent=2))
+    told = {**meta, "files": identities}
+    (folder / META_FILE).write_text(json.dumps({**told, "xxh3": _meta_hash(told)}, indent=2))
 
 
 def _identity(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "xxh3": _file_hash(path)}
+
+
+def _meta_hash(meta: Mapping[str, Any]) -> str:
+    """Of the metadata themselves: a flipped digit of a count would be believed."""
+    told = json.loads(json.dumps({key: meta[key] for key in meta if key != "xxh3"}))  # as reading it gives it
+    return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """Raises: StorageError for metadata that are not as they were written."""
+    with suppress(OSError, ValueError):
+        meta = json.loads((path / META_FILE).read_text())
+        if isinstance(meta, dict) and meta.get("xxh3") == _meta_hash(meta):
+            return meta
+    raise StorageError(f"{path / META_FILE}: damaged since it was prepared; remove {path} and it is prepared again")
 
 
 def open_artefact(path: Path) -> Artefact:
@@ -126,7 +142,7 @@ def open_artefact(path: Path) -> Artefact:
 
     Raises: StorageError for an artefact that is damaged.
     """
-    meta = json.loads((path / META_FILE).read_text())
+    meta = _read_meta(path)
     for name, wanted in meta["files"].items():
         if not (path / name).is_file() or _identity(path / name) != wanted:
             raise StorageError(f"{path / name}: damaged since it was prepared; remove {path} and it is prepared again")
