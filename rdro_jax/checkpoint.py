@@ -8,6 +8,7 @@ checkpoint counts once its manifest is there.
 
 import json
 import logging
+import os
 import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from pydantic import Field, PositiveInt
 
 from rdro_jax.errors import CheckpointError, StorageError
+from rdro_jax.parallel import path_name
 
 HASH_BLOCK = 1 << 24
 """Bytes read at once for a hash."""
@@ -37,6 +39,11 @@ class CheckpointConfig:
     export_steps: PositiveInt | None = None
     """Optimizer steps between exports of the policy, to `exports/step_000100` in the run folder; None exports at the
     end only."""
+    metric_for_best_model: str | None = None
+    """Held-out metric, such as eval_loss, whose best checkpoint is kept beside the newest; null keeps no other. The
+    checkpoints of steps with an evaluation compete."""
+    greater_is_better: bool = False
+    """Whether more of that metric is better."""
 
 
 class CheckpointWriter:
@@ -44,7 +51,7 @@ class CheckpointWriter:
 
     def __init__(self, run_dir: Path, config: CheckpointConfig):
         self._run_dir = run_dir
-        self._keep = config.save_total_limit
+        self._config = config
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         logging.getLogger("absl").addFilter(_is_news)
@@ -52,23 +59,28 @@ class CheckpointWriter:
             for unfinished in run_dir.glob("checkpoint-*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
 
-    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Start writing `checkpoint-{step}`, the previous one having been waited for. Raises: see `wait`."""
+    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], metric: float | None = None) -> None:
+        """Start writing `checkpoint-{step}`, the previous one having been waited for; `metric` says how good it is.
+
+        Raises: see `wait`.
+        """
         self.wait()
         if jax.process_index() == 0:
             _remove(self._run_dir, step)  # a damaged one that was passed over
         path = str(checkpoint_path(self._run_dir, step))
         written = ocp.save_checkpointables_async(path, items, custom_metadata=meta)
-        self._pending = self._thread.submit(self._finish, step, written)
+        self._pending = self._thread.submit(self._finish, step, written, metric)
 
-    def _finish(self, step: int, written: ocp.AsyncResponse) -> None:
+    def _finish(self, step: int, written: ocp.AsyncResponse, metric: float | None) -> None:
         """Wait for orbax, write the manifest, drop what is beyond the limit."""
         written.result()
         if jax.process_index() != 0:
             return
-        write_manifest(self._run_dir, step)
-        for old in list_steps(self._run_dir)[: -self._keep]:
-            _remove(self._run_dir, old)
+        write_manifest(self._run_dir, step, metric)
+        best = best_step(self._run_dir, self._config.greater_is_better)
+        for old in list_steps(self._run_dir)[: -self._config.save_total_limit]:
+            if old != best:
+                _remove(self._run_dir, old)
 
     def wait(self) -> None:
         """Wait for the save under way. Raises `StorageError` if it failed."""
@@ -108,21 +120,39 @@ def list_steps(run_dir: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def write_manifest(run_dir: Path, step: int) -> None:
-    """Write sizes and hashes of the files of a checkpoint, in one move."""
+def best_step(run_dir: Path, greater_is_better: bool = False) -> int | None:
+    """The step whose checkpoint has the best metric, the earliest of equal ones; None where none has one."""
+    metrics = {step: _read_manifest(run_dir, step).get("metric") for step in list_steps(run_dir)}
+    known = {step: metric for step, metric in metrics.items() if isinstance(metric, int | float)}
+    return min(known, key=lambda step: -known[step] if greater_is_better else known[step], default=None)
+
+
+def _read_manifest(run_dir: Path, step: int) -> dict[str, Any]:
+    """The manifest of a step; empty where it cannot be read."""
+    try:
+        manifest = json.loads(manifest_path(run_dir, step).read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def write_manifest(run_dir: Path, step: int, metric: float | None = None) -> None:
+    """Write sizes and hashes of the files of a checkpoint, and how good it is, in one move."""
     folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
     files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in _files(folder)}
     unfinished = manifest.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"step": step, "files": files}, indent=1))
+    with unfinished.open("w") as file:
+        json.dump({"step": step, "metric": metric, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(manifest)
 
 
 def find_fault(run_dir: Path, step: int) -> str | None:
     """What is wrong with the checkpoint of a step, naming the file; None for one that is as it was written."""
     folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
-    try:
-        wanted = json.loads(manifest.read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    wanted = _read_manifest(run_dir, step).get("files")
+    if not isinstance(wanted, dict):
         return f"{manifest}: not readable"
     found = {path.relative_to(folder).as_posix() for path in _files(folder)}
     for name in wanted.keys() - found:
@@ -163,14 +193,27 @@ def load_meta(run_dir: Path, step: int) -> dict[str, Any]:
 def load_items(run_dir: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
     """Arrays of the named items, placed as `abstract` (shapes, dtypes and shardings) says.
 
-    Raises `CheckpointError` where the checkpoint holds other shapes or leaves.
+    Raises `CheckpointError` where the checkpoint holds other shapes, types or leaves.
     """
     path = checkpoint_path(run_dir, step)
     try:
+        _check_types(path, abstract)
         return ocp.load_checkpointables(str(path), abstract)
     except (ValueError, KeyError, FileNotFoundError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: cannot be restored ({reason}); remove it to use an older one") from error
+
+
+def _check_types(path: Path, abstract: dict[str, Any]) -> None:
+    """Raise where an array has another type than is wanted: orbax casts without a word."""
+    saved = ocp.checkpointables_metadata(str(path)).metadata
+    assert isinstance(saved, dict), "saved as named items"
+    for name, wanted in abstract.items():
+        types = {path_name(where): leaf.dtype for where, leaf in jax.tree.leaves_with_path(saved.get(name))}
+        for where, leaf in jax.tree.leaves_with_path(wanted):
+            found = types.get(path_name(where), leaf.dtype)
+            if found != leaf.dtype:
+                raise CheckpointError(f"{path}: {name}/{path_name(where)} was saved as {found}; wanted {leaf.dtype}")
 
 
 def _remove(run_dir: Path, step: int) -> None:

@@ -53,6 +53,14 @@ class DivergedError(RdroError):
     exit_code = 6
 
 
+class EndedByFirst(Exception):
+    """The first of several processes met a fault and tells it; this one ends with it, in silence."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(f"ended with the first process, exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 class RestartWanted(Exception):
     """The state is saved, and the same command again goes on: no fault of anybody's. The message is one line."""
 

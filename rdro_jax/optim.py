@@ -34,6 +34,9 @@ class OptimizerConfig:
     0.1 % a step, which bfloat16, whose neighbours are 0.4 % to 0.8 % apart, would round away."""
     offload: bool = False
     """Keep the moments in host memory between steps: no room for them on the device, a transfer a step."""
+    skip_grad_norm: Positive | None = None
+    """A step whose gradient exceeds this global norm (before clipping) is skipped, as one that is not finite; null
+    skips none."""
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

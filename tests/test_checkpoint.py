@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rdro_jax.checkpoint import (
     CheckpointConfig,
     CheckpointWriter,
+    best_step,
     checkpoint_path,
     list_steps,
     load_items,
@@ -119,3 +121,42 @@ def test_other_shapes_are_refused(tmp_path):
     other = {"params": {"kernel": jax.ShapeDtypeStruct((5, 2), jnp.float32)}}
     with pytest.raises(CheckpointError, match=str(checkpoint_path(tmp_path, 1))):
         load_items(tmp_path, 1, other)
+
+
+def test_another_type_is_refused_not_cast(tmp_path):
+    writer = CheckpointWriter(tmp_path, CheckpointConfig())
+    writer.save(1, items(1.0), {})
+    writer.wait()
+    wanted = abstract(items(1.0))
+    wanted["opt_state"][1]["mu"] = jax.ShapeDtypeStruct((2,), jnp.bfloat16)
+    with pytest.raises(CheckpointError, match="opt_state/1/mu was saved as float32; wanted bfloat16"):
+        load_items(tmp_path, 1, wanted)
+
+
+@pytest.mark.parametrize(("greater", "kept"), [(False, [2, 4, 5]), (True, [3, 4, 5])])
+def test_the_best_one_is_kept_beside_the_newest(greater, kept, tmp_path):
+    config = CheckpointConfig(metric_for_best_model="eval_loss", greater_is_better=greater)
+    writer = CheckpointWriter(tmp_path, config)
+    for step, metric in ((1, 0.5), (2, 0.2), (3, 0.9), (4, None), (5, 0.5)):
+        writer.save(step, items(step), {}, metric)
+    writer.wait()
+    assert list_steps(tmp_path) == kept
+    assert best_step(tmp_path, greater) == kept[0]
+
+
+def test_it_comes_back_on_other_devices_and_axes(tmp_path):
+    """Saved in four parts; whole, in two and in eight parts, split along the other axis, it is the same."""
+    kernel = np.arange(128, dtype=np.float32).reshape(8, 16)
+
+    def placed(count, *axes):
+        mesh = jax.make_mesh((count,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    writer = CheckpointWriter(tmp_path, CheckpointConfig())
+    writer.save(1, {"params": {"kernel": jax.device_put(kernel, placed(4, "x"))}}, {})
+    writer.wait()
+    for where in (placed(1), placed(2, "x"), placed(8, "x"), placed(2, None, "x"), placed(8, None, "x")):
+        wanted = {"params": {"kernel": jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=where)}}
+        found = load_items(tmp_path, 1, wanted)["params"]["kernel"]
+        assert found.sharding == where
+        np.testing.assert_array_equal(found, kernel)

@@ -10,15 +10,25 @@ from difflib import get_close_matches
 from typing import Any
 
 from rdro_jax.cli.data import add_prepare, add_preview
+from rdro_jax.cli.doctor import add_doctor
 from rdro_jax.cli.generate import add_generate
 from rdro_jax.cli.parser import EXIT_CODES, Parser
 from rdro_jax.cli.plan import add_plan
 from rdro_jax.cli.runs import add_eval, add_export, add_import_gguf, add_quickstart, add_study, add_train
-from rdro_jax.errors import EXIT_DONE, EXIT_INTERNAL, ConfigError, RdroError, RestartWanted, StorageError
+from rdro_jax.errors import (
+    EXIT_DONE,
+    EXIT_INTERNAL,
+    EXIT_RESTART,
+    ConfigError,
+    EndedByFirst,
+    RdroError,
+    RestartWanted,
+    StorageError,
+)
 
 COMMANDS = (
     *(add_train, add_prepare, add_preview, add_eval, add_generate, add_export),
-    *(add_plan, add_import_gguf, add_study, add_quickstart),
+    *(add_plan, add_import_gguf, add_study, add_doctor, add_quickstart),
 )
 """Each adds the parser of one command, in the order of the help."""
 EXIT_INTERRUPTED = 130
@@ -29,7 +39,19 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: a fault of the user's is one line on stderr, never a traceback."""
+    """Run one command and return its exit code: a fault of the user's is one line on stderr, never a traceback.
+
+    Where other processes take part in the run, one that ends by a fault ends at once (`parallel.leave`).
+    """
+    code = _run(argv)
+    if "rdro_jax.parallel" not in sys.modules:
+        return code
+    from rdro_jax.parallel import leave
+
+    return leave(code, agreed=code in (EXIT_DONE, EXIT_RESTART))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = parse(sys.argv[1:] if argv is None else list(argv))
         arguments.run(arguments)
@@ -40,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RestartWanted as stop:
         print(f"rdro: {stop}", file=sys.stderr)
         return stop.exit_code
+    except EndedByFirst as end:
+        return end.exit_code
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -52,8 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(
                 f"{file}{error.strerror}; free space, or choose a folder that can be written", StorageError.exit_code
             )
+        _end_where_a_peer_is_gone(error)
         traceback.print_exc()
         return _fail(f"this {type(error).__name__} is a bug of rdro; please report the lines above", EXIT_INTERNAL)
+
+
+def _end_where_a_peer_is_gone(error: Exception) -> None:
+    """Ends this process, to be started again with the others, where one of them is gone; else returns."""
+    if "rdro_jax.parallel" not in sys.modules:
+        return
+    from rdro_jax.parallel import is_loss_of_peer, leave
+
+    if is_loss_of_peer(error):
+        reason = " ".join(str(error).split())[:200]
+        print(f"rdro: another process is gone ({reason}); start all of them again", file=sys.stderr)
+        leave(EXIT_RESTART)
 
 
 def _fail(message: str, code: int) -> int:

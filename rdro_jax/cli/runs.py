@@ -30,6 +30,9 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return
+    from rdro_jax.parallel import initialize
+
+    initialize()
     from rdro_jax.train import train
 
     train(config)
@@ -53,6 +56,9 @@ def add_eval(commands: Any) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    from rdro_jax.parallel import initialize, is_first
+
+    initialize()
     from rdro_jax.evaluate import evaluate
 
     metrics = evaluate(
@@ -62,7 +68,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         max_length=arguments.max_length,
         alpha=arguments.alpha,
     )
-    print(json.dumps(metrics, indent=2))
+    if is_first():
+        print(json.dumps(metrics, indent=2))
 
 
 def add_export(commands: Any) -> None:
@@ -83,12 +90,16 @@ def add_export(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from rdro_jax.parallel import from_first, initialize, is_first
+
+    initialize()
     from rdro_jax.export import export
 
-    if arguments.out.exists():
+    if from_first(arguments.out.exists):
         raise StorageError(f"{arguments.out}: already exists; name a new folder or remove this one")
     export(arguments.run_dir, arguments.out, step=arguments.step, dtype=arguments.dtype, adapter=arguments.adapter)
-    print(arguments.out)
+    if is_first():
+        print(arguments.out)
 
 
 def add_import_gguf(commands: Any) -> None:

@@ -24,10 +24,15 @@ def check_inputs(config: Config) -> None:
 
     Raises: WeightError for a model folder, RecordError for a data file, naming the config key and the path.
     """
+    check_models(config)
+    check_data(config)
+
+
+def check_models(config: Config) -> None:
+    """Return if the model folders a run names are there. Raises: WeightError, naming the config key and the path."""
     for key, folder in {"model.path": config.model.path, "reference.path": config.reference.path}.items():
         if folder is not None:
             _check_model(key, model_folder(folder))
-    check_data(config)
 
 
 def check_data(config: Config) -> None:

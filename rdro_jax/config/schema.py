@@ -73,8 +73,12 @@ class Config(BaseModel):
     """Parts a batch is computed in, one after the other: less memory, the same gradient."""
     max_runtime: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the state is saved and the command ends with exit code 42, to be run again; null is never."""
+    step_timeout: Annotated[float, Field(gt=0)] | None = 300.0
+    """Seconds without the end of a step, and ten median steps, after which a process counts as stuck: it writes the
+    stacks of its threads and ends by SIGABRT, exit code 134; null is never."""
     max_skipped_steps: PositiveInt = 3
-    """Steps in a row whose loss or gradient is not finite, at which the run ends; fewer are skipped and counted."""
+    """Steps in a row not finite, or beyond `optimizer.skip_grad_norm`, at which the run ends; fewer are skipped and
+    counted."""
     logging_steps: PositiveInt = 1
     """Optimizer steps between lines of metrics."""
     eval_steps: PositiveInt | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from rdro_jax.errors import StorageError, WeightError
 from rdro_jax.hub import hub_name
@@ -71,6 +72,8 @@ def load_adapters(directory: str | Path, model: ModelConfig, *, shardings: Any =
 def save_adapters(adapters: Adapters, lora: LoraConfig, directory: str | Path, *, base: str | Path) -> None:
     """A PEFT folder of the adapters, which names `base`, a folder or a hub model, as what they were trained beside.
 
+    With several processes all of them call; the first writes.
+
     Raises:
         StorageError: the folder cannot be written.
     """
@@ -89,11 +92,14 @@ def save_adapters(adapters: Adapters, lora: LoraConfig, directory: str | Path, *
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+    entries = _entries(flatten(adapters))
+    if jax.process_index() > 0:
+        return
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target) as temporary:
             (Path(temporary) / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            write_tensors(Path(temporary) / ADAPTER_WEIGHTS, _entries(flatten(adapters)))
+            write_tensors(Path(temporary) / ADAPTER_WEIGHTS, entries)
             for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
                 os.replace(Path(temporary) / name, target / name)
     except OSError as error:
@@ -103,7 +109,8 @@ def save_adapters(adapters: Adapters, lora: LoraConfig, directory: str | Path, *
 def _entries(leaves: dict[str, Any]) -> list[Entry]:
     entries = []
     for path, leaf in leaves.items():
-        row, host = _row(path), np.asarray(jax.device_get(leaf))
+        here = getattr(leaf, "is_fully_addressable", True)
+        row, host = _row(path), np.asarray(leaf if here else multihost_utils.process_allgather(leaf, tiled=True))
         for place in row.places(host.shape):
             numbers = np.ascontiguousarray(row.transform.to_hf(host[place]))
             entries.append(Entry(row.hf_name(place), numbers.shape, numbers.dtype, lambda numbers=numbers: numbers))

@@ -1,11 +1,148 @@
-"""Many processes as one: the host's share of the rows becomes one global array."""
+"""Many processes as one: how they start, what the first does for all, how rows become global arrays, how they end."""
 
-from typing import Any
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from itertools import count
+from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Sharding
+import numpy as np
+from jax._src.distributed import global_state
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, Sharding
+
+from rdro_jax.errors import EXIT_INTERNAL, EndedByFirst, RdroError
+from rdro_jax.parallel.cluster import START_TIMEOUT, find_cluster, join
+
+T = TypeVar("T")
+
+PATIENCE = 24 * 3600
+"""Seconds the others wait for what the first process does: tokenising data may take hours, and should it die, its
+missing heartbeat ends them."""
+_rounds = count()
 
 
-def global_arrays(local: Any, sharding: Sharding) -> Any:
-    """Tree of global arrays from each process's own rows (a contiguous block, in process order)."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
+def initialize(timeout: float = START_TIMEOUT) -> None:
+    """Make one run of the processes the environment tells of; nothing where this process is alone.
+
+    To be called before anything else of JAX. From then on an exception that nobody catches ends the process at once,
+    so that the others do not wait for it. Raises: as `cluster.find_cluster` and `cluster.call_roll`.
+    """
+    if jax.distributed.is_initialized():
+        return
+    cluster = find_cluster(os.environ)
+    if cluster is None:
+        return
+    join(cluster, timeout)
+    sys.excepthook = _die
+
+
+def _die(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    traceback.print_exception(kind, error, trace)
+    leave(EXIT_INTERNAL)
+
+
+def leave(code: int, *, agreed: bool = False) -> int:
+    """The exit code; of several processes, one ends at once unless all have `agreed` to end.
+
+    Python's ordinary end would wait for the others, who wait for this process in their next step.
+    """
+    if not agreed and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def is_loss_of_peer(error: Exception) -> bool:
+    """Whether an error of JAX says that another process is gone."""
+    signs = ("gloo", "peer", "coordination service", "heartbeat", "unavailable")
+    return (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and jax.distributed.is_initialized()
+        and any(sign in str(error).lower() for sign in signs)
+    )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks and writes. Does not start JAX' devices, as process_index does."""
+    return global_state.process_id == 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives on the first process, as JSON brings it over; the others wait for it and call nothing.
+
+    Raises: what it raises there, and on the others EndedByFirst.
+    """
+    client = global_state.client
+    if client is None:
+        return make()
+    key = f"rdro/from_first/{next(_rounds)}"
+    if not is_first():
+        told = json.loads(client.blocking_key_value_get(key, PATIENCE * 1000))
+        if "exit_code" in told:
+            client.key_value_set(f"{key}/heard/{global_state.process_id}", "")
+            raise EndedByFirst(told["exit_code"])
+        return told["value"]
+    try:
+        value = make()
+    except Exception as error:
+        code = error.exit_code if isinstance(error, RdroError) else EXIT_INTERNAL
+        client.key_value_set(key, json.dumps({"exit_code": code}))
+        for other in range(1, global_state.num_processes):  # the news would end with this process
+            client.blocking_key_value_get(f"{key}/heard/{other}", 10_000)
+        raise
+    client.key_value_set(key, json.dumps({"value": value}))
+    return value
+
+
+def array_from_first(make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array that `make` gives on the first process, on all of them. Raises: as `from_first`."""
+    if not jax.distributed.is_initialized():
+        return make()
+    made: list[np.ndarray] = []
+
+    def keep() -> tuple[list[int], str]:
+        made.append(make())
+        return list(made[0].shape), made[0].dtype.name
+
+    shape, dtype = from_first(keep)
+    return np.asarray(multihost_utils.broadcast_one_to_all(made[0] if made else np.empty(shape, dtype)))
+
+
+def host_share(sharding: NamedSharding) -> tuple[int, int]:
+    """Which part of the rows this process' devices hold: (index, number of parts), for `global_arrays`.
+
+    (0, 1), all rows, where its devices hold no contiguous part, as a physical topology may want it.
+    """
+    shards = sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]
+    mine = sorted({(at[0].start or 0) for at in sharding.addressable_devices_indices_map((shards,)).values() if at})
+    size = len(mine)
+    if mine != [*range(mine[0], mine[0] + size)] or mine[0] % size or shards % size:
+        return 0, 1
+    return mine[0] // size, shards // size
+
+
+def global_arrays(local: Any, sharding: NamedSharding) -> Any:
+    """Tree of global arrays from each process' part of the rows, the one that `host_share` names."""
+    index, parts = host_share(sharding)
+
+    def spread(x: Any) -> jax.Array:
+        offset, rows = index * len(x), parts * len(x)
+
+        def part(at: tuple[slice, ...] | None) -> Any:
+            first, *rest = at or (slice(None),)
+            start, stop, _ = first.indices(rows)
+            return x[(slice(start - offset, stop - offset), *rest)]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(spread, local)
+
+
+def shard_rows(whole: Any, sharding: Sharding) -> Any:
+    """Tree of global arrays of which every process has the whole."""
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), whole)

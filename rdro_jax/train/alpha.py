@@ -7,6 +7,7 @@ from typing import Any
 from rdro_jax.config import Config
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import RDRO, Loss
+from rdro_jax.parallel import from_first
 from rdro_jax.train.console import say
 from rdro_jax.train.dataset import HeldoutSet, evaluate
 from rdro_jax.train.policy import Policy
@@ -25,9 +26,10 @@ def resolve_loss(config: Config, run: RunFolder, policy: Policy, share: float, h
     if getattr(loss, "alpha", None) != "estimate":
         return loss.resolve(share)
     file = run.path / ALPHA_FILE
-    if not file.exists():
-        write_json(file, _estimate(config, policy, share, heldout))
-    found = json.loads(file.read_text())
+    found = from_first(lambda: json.loads(file.read_text()) if file.exists() else None)
+    if found is None:
+        found = _estimate(config, policy, share, heldout)
+        from_first(lambda: write_json(file, found))
     say(
         f"{file}: alpha {found['value']:.4f}, 95 % interval [{found['low']:.4f}, {found['high']:.4f}] by held-out "
         f"rows; the training share is {share:.4f}"

@@ -8,6 +8,7 @@ import jax
 from rdro_jax.config import Config
 from rdro_jax.errors import StorageError
 from rdro_jax.models import Params
+from rdro_jax.parallel import is_first
 from rdro_jax.train.metrics import read_metrics
 from rdro_jax.train.run import METRICS_FILE
 
@@ -19,7 +20,7 @@ def write_card(folder: Path, config: Config, params: Params, step: int, metrics:
 
     With several processes the first writes. Raises: StorageError.
     """
-    if jax.process_index() == 0:
+    if is_first():
         try:
             (folder / CARD_FILE).write_text(_card(config, params, step, metrics), encoding="utf-8")
         except OSError as error:

@@ -8,19 +8,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rdro_jax.parallel import is_first
+
 Report = Callable[[dict[str, Any]], None]
 
 
 def say(message: str) -> None:
-    """One line on stderr: stdout belongs to results."""
-    print(message, file=sys.stderr, flush=True)
+    """One line on stderr, where this process is the one that talks: stdout belongs to results."""
+    if is_first():
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(title: str, total: int, done: int) -> Iterator[Report]:
     """A function that shows one line of metrics: a bar with the time left on a terminal, else a line of text."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not is_first():
         yield lambda line: say(f"{title} step {line['step']}/{total}  {_figures(line)}")
         return
     columns = (

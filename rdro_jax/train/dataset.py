@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 
@@ -11,7 +10,7 @@ from rdro_jax.config import Config
 from rdro_jax.data import Examples, Loader, make_loader, prompt_rates
 from rdro_jax.losses import LossBase, LossInputs
 from rdro_jax.models import Params, load_model
-from rdro_jax.parallel import rows_sharding
+from rdro_jax.parallel import from_first, host_share, rows_sharding
 from rdro_jax.train.heldout import heldout_metrics
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.reference import fill_reference_logps, reference_fingerprint
@@ -23,6 +22,7 @@ Logps = Float32[np.ndarray, "examples"]
 
 def make_training_loader(config: Config, policy: Policy, examples: Examples, start_step: int) -> Loader:
     """Batches of this host from `start_step` on, with everything the loss reads."""
+    host_index, host_count = host_share(rows_sharding(policy.mesh))
     loader = _make_loader(
         config,
         examples,
@@ -30,8 +30,8 @@ def make_training_loader(config: Config, policy: Policy, examples: Examples, sta
         num_epochs=config.num_train_epochs,
         batching=config.data.batching,
         reference_logps=reference_logps(config, policy, examples),
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        host_index=host_index,
+        host_count=host_count,
         start_step=start_step,
         prompt_alpha=_prompt_alpha(config, examples),
     )
@@ -60,7 +60,7 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
 
     lora = config.model.lora
     adapter = lora.adapter if lora is not None and config.reference.path is None else None
-    fingerprint = reference_fingerprint(directory, config.model.compute_dtype, adapter)
+    fingerprint = from_first(lambda: reference_fingerprint(directory, config.model.compute_dtype, adapter))
     return fill_reference_logps(store, fingerprint, examples, score)
 
 

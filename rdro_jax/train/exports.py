@@ -3,11 +3,10 @@
 import shutil
 from typing import Any
 
-import jax
-
 from rdro_jax.config import Config
 from rdro_jax.errors import StorageError
 from rdro_jax.models import save_adapters, save_model
+from rdro_jax.parallel import is_first
 from rdro_jax.train.card import write_card
 from rdro_jax.train.policy import Policy
 from rdro_jax.train.run import RunFolder
@@ -38,7 +37,7 @@ def export_step(config: Config, policy: Policy, run: RunFolder, step: int, state
     unfinished, params = folder.with_name(f".{folder.name}.unfinished"), merged_params(config, state)
     save_model(params, policy.model, unfinished, base=config.model.path)
     write_card(unfinished, config, params, step, metrics)
-    if jax.process_index() != 0:
+    if not is_first():
         return
     if folder.exists():  # by a run that stopped later and went on from earlier: the same numbers
         shutil.rmtree(unfinished)

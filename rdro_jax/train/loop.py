@@ -1,5 +1,6 @@
 """train(config): the whole story of a run, from its config to an aligned Hugging Face folder."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +16,24 @@ import optax
 from rdro_jax.checkpoint import CheckpointWriter, list_steps, load_items
 from rdro_jax.config import Config, check_inputs, pin_models
 from rdro_jax.data import Loader
-from rdro_jax.errors import DivergedError, RestartWanted, WeightError
+from rdro_jax.errors import ConfigError, DivergedError, RestartWanted, WeightError
 from rdro_jax.losses import Loss
 from rdro_jax.optim import make_optimizer
-from rdro_jax.parallel import check_row_length, check_rows, global_arrays, make_mesh, rows_sharding
+from rdro_jax.parallel import (
+    check_row_length,
+    check_rows,
+    from_first,
+    global_arrays,
+    host_share,
+    make_mesh,
+    rows_sharding,
+)
 from rdro_jax.train.alpha import resolve_loss
 from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loader
 from rdro_jax.train.exports import export_end, export_step
 from rdro_jax.train.policy import Policy, make_policy
+from rdro_jax.train.preflight import check_space, check_versions, layout
 from rdro_jax.train.program import abstract_state, lower_step
 from rdro_jax.train.recorder import Recorder, due
 from rdro_jax.train.run import (
@@ -39,6 +49,7 @@ from rdro_jax.train.run import (
 from rdro_jax.train.state import TrainState, init_state, state_items
 from rdro_jax.train.stopping import stop_requests
 from rdro_jax.train.trained import load_base, policy_params, start_adapters
+from rdro_jax.train.watchdog import Watchdog, abort
 
 
 class RunResult(NamedTuple):
@@ -85,6 +96,8 @@ def train(config: Config) -> RunResult:
     check_rows(mesh, config.global_batch_size, config.num_microbatches)
     check_row_length(mesh, config.data.max_length)
     policy = make_policy(config.model.path, mesh, config.model)
+    from_first(lambda: check_space(config, policy))
+    say(f"{check_versions()}\n{layout(config, policy)}")
     with locked(config):
         return _train(config, policy, deadline)
 
@@ -138,11 +151,13 @@ def load_state(
 def check_policy_is_reference(policy: Policy, params: Any, loader: Loader) -> None:
     """Raise `WeightError` unless policy and reference agree on the first batch: before step 1 they are one model."""
     batch, members = loader[0]
-    logps = np.asarray(policy.score(params, global_arrays(batch, rows_sharding(policy.mesh))))
-    here = members >= 0
-    gap = np.abs(logps[: len(here)] - batch.reference_logps)[here]
+    sharding = rows_sharding(policy.mesh)
+    whole = np.asarray(policy.score(params, global_arrays(batch, sharding)))
+    first, here = host_share(sharding)[0] * len(members), members >= 0
+    logps = whole[first : first + len(members)]
+    gap = np.abs(logps - batch.reference_logps)[here]
     # Rows are packed otherwise here than in scoring, which reorders float sums; bfloat16 keeps 8 bits.
-    allowed = 1e-3 + np.abs(logps[: len(here)][here]) * (1e-5 if policy.model.compute_dtype == "float32" else 1e-2)
+    allowed = 1e-3 + np.abs(logps[here]) * (1e-5 if policy.model.compute_dtype == "float32" else 1e-2)
     if (gap > allowed).any():
         raise WeightError(
             f"step 0: policy and reference log-probs differ by up to {gap.max():.3g} nats on the first batch though "
@@ -173,11 +188,12 @@ def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_s
 
     Raises `RestartWanted` when a signal or the deadline asks for a stop, after the state is saved.
     """
-    saver = CheckpointWriter(run.path, config.checkpoint)
+    saver, watch = CheckpointWriter(run.path, config.checkpoint), _make_watchdog(config, run)
     with (
         progress("training", num_steps, run.resume_step) as show,
         stop_requests(deadline) as stop_reason,
         _last_good_state(run, saver),
+        watch.watching(),
     ):
         for number, (batch, _) in enumerate(islice(loader, num_steps - run.resume_step), run.resume_step + 1):
             state, metrics = step(state, batch)
@@ -189,18 +205,36 @@ def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_s
             saving = last or stop or due(number, config.checkpoint.save_steps)
             exporting = not last and due(number, config.checkpoint.export_steps)
             if evaluating or saving or exporting:
+                watch.rest()
                 recorder.fetch(show)
             if evaluating:
                 recorder.write(number, judge(state))
             if exporting:
                 publish(number, state, recorder.latest)
             if saving:
-                saver.save(number, state_items(state), {"config": identity(config), "window": recorder.window()})
+                meta = {"config": identity(config), "window": recorder.window()}
+                saver.save(number, state_items(state), meta, _best_metric(config, recorder) if evaluating else None)
             if stop:
                 saver.wait()
                 raise RestartWanted(f"{run.path}: {stop}: state saved after step {number}; the same command goes on")
+            watch.beat()
         saver.wait()
     return state
+
+
+def _best_metric(config: Config, recorder: Recorder) -> float | None:
+    """What checkpoints are compared by. Raises: ConfigError where no evaluation tells it."""
+    name = config.checkpoint.metric_for_best_model
+    if name is not None and name not in recorder.latest:
+        known = ", ".join(sorted(key for key in recorder.latest if key.startswith("eval_"))) or "none, for no data.eval"
+        raise ConfigError(f"checkpoint.metric_for_best_model: got '{name}'; wanted one of {known}")
+    return None if name is None else recorder.latest[name]
+
+
+def _make_watchdog(config: Config, run: RunFolder) -> Watchdog:
+    stacks = run.path / f"stacks-{jax.process_index()}.txt"
+    what = f"process {jax.process_index()} has ended no step"
+    return Watchdog(config.step_timeout or math.inf, partial(abort, stacks, what))
 
 
 @contextmanager

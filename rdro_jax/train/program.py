@@ -26,8 +26,14 @@ def lower_step(
 
     The state is donated, and the new one lies where the old one lay.
     """
-    assemble, parts = partial(step_params, config), config.num_microbatches
-    step = make_train_step(policy.logps, loss, optimizer, num_microbatches=parts, assemble=assemble)
+    step = make_train_step(
+        policy.logps,
+        loss,
+        optimizer,
+        num_microbatches=config.num_microbatches,
+        assemble=partial(step_params, config),
+        skip_grad_norm=config.optimizer.skip_grad_norm,
+    )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = offloaded(step, shardings) if config.optimizer.offload else step
     return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, batch)

@@ -1,5 +1,6 @@
 """Metrics of steps on their way to metrics.jsonl and the eyes of a person, one step late."""
 
+import math
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from rdro_jax.data import Loader
 from rdro_jax.errors import DivergedError, RecordError
 from rdro_jax.losses import LossBase
 from rdro_jax.optim import make_schedule
-from rdro_jax.parallel import path_name
+from rdro_jax.parallel import is_first, path_name
 from rdro_jax.train.console import Report, say
 from rdro_jax.train.metrics import MetricsWriter, Window
 from rdro_jax.train.run import METRICS_FILE, RunFolder
@@ -29,7 +30,7 @@ class Recorder:
         self._config, self._loss, self._loader, self._num_steps = config, loss, loader, num_steps
         self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
         self._schedule = make_schedule(config.optimizer, num_steps)
-        self._writer = MetricsWriter(run.path / METRICS_FILE, resume_step=run.resume_step)
+        self._writer = MetricsWriter(run.path / METRICS_FILE, resume_step=run.resume_step) if is_first() else None
         self._held: tuple[int, Any] | None = None
         self._window, self._since = Window(loss, run.window), time.monotonic()
         self._skipped_in_a_row = 0
@@ -59,9 +60,9 @@ class Recorder:
 
     def write(self, number: int, line: dict[str, Any]) -> None:
         """Append a line of metrics."""
-        if line:
+        self.latest |= line
+        if line and self._writer is not None:
             self._writer.write({"step": number} | line)
-            self.latest |= line
 
     def window(self) -> dict[str, Any]:
         """What was fetched since the last line, for the checkpoint."""
@@ -78,9 +79,12 @@ class Recorder:
             return
         self._skipped_in_a_row += 1
         members = self._loader[number - 1][1]
+        leaf = self._leaves[int(metrics["first_bad_leaf"])]
+        spike = math.isfinite(metrics["grad_norm"] + metrics["loss"])
         what = (
             f"step {number}: loss {metrics['loss'] / (metrics['weight'] or 1):.4g}, gradient norm "
-            f"{metrics['grad_norm']:.4g}: not finite, first in {self._leaves[int(metrics['first_bad_leaf'])]}; "
+            f"{metrics['grad_norm']:.4g}: "
+            f"{f'above optimizer.skip_grad_norm, most in {leaf}' if spike else f'not finite, first in {leaf}'}; "
             f"rows {_spell(members[members >= 0])} of the data"
         )
         if self._skipped_in_a_row < self._config.max_skipped_steps:

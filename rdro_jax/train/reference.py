@@ -17,6 +17,7 @@ from rdro_jax.data import Examples
 from rdro_jax.errors import StorageError
 from rdro_jax.hub import model_folder
 from rdro_jax.models.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from rdro_jax.parallel import array_from_first, from_first
 
 FORWARD_VERSION = 1
 """Raised when a change of ours alters the log-probs of an unchanged model, so that no stored number outlives it."""
@@ -69,13 +70,14 @@ def fill_reference_logps(
 ) -> Float32[np.ndarray, "examples"]:
     """Reference log-prob of every example, in nats: from the store, and through `score` what it lacks.
 
-    `score` receives what is known, NaN elsewhere, and returns all of it.
+    `score` receives what is known, NaN elsewhere, and returns all of it. Of several processes the first reads and
+    writes the store, and all score what it lacks.
     """
-    logps = load_logps(store, fingerprint, examples)
+    logps = array_from_first(lambda: load_logps(store, fingerprint, examples))
     if np.isnan(logps).any():
         logps = score(logps)
         assert np.isfinite(logps).all(), "the reference gave a non-finite log-prob"
-        save_logps(store, fingerprint, examples, logps)
+        from_first(lambda: save_logps(store, fingerprint, examples, logps))
     return logps
 
 

@@ -19,16 +19,17 @@ from rdro_jax.config import Config
 from rdro_jax.data import Examples, check_words, prepare, shared_prompts
 from rdro_jax.errors import ConfigError, StorageError
 from rdro_jax.models import load_config as load_model_config
+from rdro_jax.parallel import from_first, is_first
 from rdro_jax.train.console import say
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock_holder"
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = "config.yaml", "metrics.jsonl", "result.json"
 DATA_REPORT_FILE = "data_report.json"
 MAY_CHANGE = (
-    *("output_dir", "logging_steps", "eval_steps", "checkpoint", "max_runtime", "max_skipped_steps"),
-    *("data.prepared", "data.workers"),
+    *("output_dir", "logging_steps", "eval_steps", "checkpoint", "max_runtime", "max_skipped_steps", "step_timeout"),
+    *("data.prepared", "data.workers", "mesh"),
 )
-"""Keys a resumed run may give another value; all others decide its numbers."""
+"""Keys a resumed run may give another value; all others decide its numbers. A mesh decides the order of sums only."""
 PACKAGES = ("rdro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -45,8 +46,18 @@ class RunFolder(NamedTuple):
 def open_run(config: Config) -> RunFolder:
     """Make the run folder or reopen it, and write the resolved config and the environment into it.
 
-    Raises `StorageError` where it cannot be written, `ConfigError` where it holds a run of another config.
+    Of several processes the first does so, and all go on at the step it found.
+
+    Raises `StorageError` where it cannot be written, `ConfigError` where it holds a run of another config, or where the
+    first process has another.
     """
+    _check_same_run("the first process", from_first(lambda: identity(config)), config)
+    path, step, window = from_first(lambda: _open_run(config))
+    return RunFolder(Path(path), step, window)
+
+
+def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None]:
+    """Path of the opened run folder, the step to go on after, and metrics not yet logged."""
     path = make_folder(config)
     try:
         (path / "environment.json").write_text(json.dumps(environment(), indent=2))
@@ -55,11 +66,11 @@ def open_run(config: Config) -> RunFolder:
             say(f"warning: {fault}; going back to an older checkpoint")
         meta = None if step is None else load_meta(path, step)
         if meta is not None:
-            _check_same_run(path, meta["config"], config)
+            _check_same_run(f"output_dir: {path}", meta["config"], config)
         (path / CONFIG_FILE).write_text(config.to_yaml())
     except OSError as error:
         raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
-    return RunFolder(path, step or 0, meta and meta["window"])
+    return str(path), step or 0, meta and meta["window"]
 
 
 @contextmanager
@@ -68,13 +79,23 @@ def locked(config: Config) -> Iterator[None]:
 
     Raises `ConfigError` naming the process that holds it, `StorageError` where the folder cannot be written.
     """
-    if jax.process_index() != 0:
+    held: list[FileLock] = []
+    from_first(lambda: held.append(_lock(config)))
+    try:
         yield
-        return
+    finally:
+        for lock in held:
+            (Path(config.output_dir) / HOLDER_FILE).unlink(missing_ok=True)
+            lock.release()
+
+
+def _lock(config: Config) -> FileLock:
     path = make_folder(config)
     try:
         lock = FileLock(path / LOCK_FILE, timeout=0)
         lock.acquire()
+        (path / HOLDER_FILE).write_text(f"process {os.getpid()} on {platform.node()}")
+        return lock
     except Timeout:
         holder = (path / HOLDER_FILE).read_text() if (path / HOLDER_FILE).exists() else "another process"
         raise ConfigError(
@@ -82,12 +103,6 @@ def locked(config: Config) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
-    try:
-        (path / HOLDER_FILE).write_text(f"process {os.getpid()} on {platform.node()}")
-        yield
-    finally:
-        (path / HOLDER_FILE).unlink(missing_ok=True)
-        lock.release()
 
 
 def make_folder(config: Config) -> Path:
@@ -101,7 +116,18 @@ def make_folder(config: Config) -> Path:
 
 
 def read_data(config: Config, folder: Path) -> tuple[Examples, Examples | None]:
-    """Training and held-out examples, tokenised unless they were before; `folder` gets their data_report.json."""
+    """Training and held-out examples, tokenised unless they were before; `folder` gets their data_report.json.
+
+    Of several processes the first tokenises, and the others find the result.
+    """
+    made: list[Examples | None] = []
+    from_first(lambda: made.extend(_read_data(config, folder)))
+    training, heldout = made or _read_data(config, folder)
+    assert training is not None, "only the held-out examples may be missing"
+    return training, heldout
+
+
+def _read_data(config: Config, folder: Path) -> tuple[Examples, Examples | None]:
     data, paired = config.data, config.loss.paired
     read = functools.partial(
         prepare,
@@ -123,7 +149,8 @@ def read_data(config: Config, folder: Path) -> tuple[Examples, Examples | None]:
         reports["eval"]["prompts_in_train"] = int(seen.sum())
         if seen.any():
             say(f"{heldout.report.path}: {seen.sum()} of {len(seen)} held-out examples have a prompt trained on")
-    write_json(folder / DATA_REPORT_FILE, reports)
+    if is_first():
+        write_json(folder / DATA_REPORT_FILE, reports)
     return training, heldout
 
 
@@ -137,13 +164,13 @@ def check_vocabulary(config: Config, *parts: Examples | None) -> None:
 
 def write_result(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Write the final metrics; their file says that the run is finished."""
-    write_json(run.path / RESULT_FILE, metrics)
+    from_first(lambda: write_json(run.path / RESULT_FILE, metrics))
 
 
 def finished_metrics(run: RunFolder) -> dict[str, Any] | None:
     """Final metrics of a finished run; None where steps are left."""
     file = run.path / RESULT_FILE
-    return json.loads(file.read_text()) if run.resume_step and file.exists() else None
+    return from_first(lambda: json.loads(file.read_text()) if run.resume_step and file.exists() else None)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,12 +206,12 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_same_run(path: Path, saved: dict[str, Any], config: Config) -> None:
+def _check_same_run(who: str, saved: dict[str, Any], config: Config) -> None:
     now = identity(config)
     changed = [key for key in now | saved if saved.get(key) != now.get(key)]
     if changed:
         diff = ", ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed[:6])
         raise ConfigError(
-            f"output_dir: {path} holds a run of another config ({diff}); "
+            f"{who} holds a run of another config ({diff}); "
             "name another folder for a new run, or set the old values to resume this one"
         )

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from rdro_jax.batch import Batch
 from rdro_jax.data import Examples, make_loader
-from rdro_jax.parallel import global_arrays
+from rdro_jax.parallel import is_first, shard_rows
 
 Score = Callable[[Batch], jax.Array]
 """Packed rows -> completion log-probs [rows, slots] in nats, the same on every process."""
@@ -36,9 +36,9 @@ def score_examples(
     loader = make_loader(examples, global_batch_size=rows, max_length=max_length, slots=slots, batching="sequential")
     wanted = [step for step in range(loader.num_batches) if _unknown(loader.plans[0][step], logps)]
     console = Console(stderr=True)  # stdout belongs to results: `rdro eval ... > figures.json`
-    for step in track(wanted, title, disable=not console.is_terminal, console=console, transient=True):
+    for step in track(wanted, title, disable=not (console.is_terminal and is_first()), console=console, transient=True):
         batch, members = loader[step]
-        scored = np.asarray(score(global_arrays(batch, sharding)))
+        scored = np.asarray(score(shard_rows(batch, sharding)))
         logps[members[members >= 0]] = scored[members >= 0]
     return logps
 

@@ -28,6 +28,7 @@ def make_train_step(
     *,
     num_microbatches: int = 1,
     assemble: Assemble | None = None,
+    skip_grad_norm: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step as a pure function (state, batch) -> (state, metrics).
 
@@ -35,8 +36,9 @@ def make_train_step(
     global weight ends it. Statistics that couple examples are taken over the global batch first, without gradient.
     Hence 1 x B = k x (B/k), and one device = many, for every loss whose statistics are global.
 
-    Where loss or gradient are not finite, the state stays as it is but for its step; `skipped` is 1 then, and
-    `first_bad_leaf` the number of the first parameter whose gradient it is.
+    Where loss or gradient are not finite, or the gradient's norm exceeds `skip_grad_norm`, the state stays as it is
+    but for its step; `skipped` is 1 then, and `first_bad_leaf` the number of the first parameter whose gradient is not
+    finite, or of the one with the largest.
 
     `metrics` holds sums: `loss` and `weight`, those of `train.metrics.batch_metrics`; and `grad_norm` (before
     clipping) and the loss's own statistics.
@@ -72,10 +74,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         made = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, running, state.frozen)
         # Decided on what every device has whole, so that all of them skip the same step.
-        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state._replace(step=made.step))
+        sound = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
+        if skip_grad_norm is not None:
+            sound &= grad_norm <= skip_grad_norm
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), made, state._replace(step=made.step))
         metrics = sums | batch_metrics(loss_inputs(logps, batch), batch, loss) | dict(shared)
-        fate = {"skipped": 1.0 - finite, "first_bad_leaf": jnp.argmin(jnp.isfinite(squares))}
+        bad = jnp.where(jnp.isfinite(squares), squares, jnp.inf)
+        fate = {"skipped": 1.0 - sound, "first_bad_leaf": jnp.argmax(bad)}
         return kept, metrics | {"grad_norm": grad_norm} | fate
 
     return train_step

@@ -1,5 +1,6 @@
 """Reasons to stop between two steps: a signal, or the time a run was given. All processes stop after the same step."""
 
+import os
 import signal
 import threading
 import time
@@ -21,8 +22,14 @@ def stop_requests(deadline: float | None) -> Iterator[StopReason]:
     saved before stays whole.
     """
     if jax.process_count() > 1:
-        # JAX catches SIGTERM and the clouds' maintenance notices itself, and lets all processes agree on a step.
-        yield lambda step: _agreed("preemption notice", multihost_utils.reached_preemption_sync_point(step), deadline)
+        interrupt = signal.signal(signal.SIGINT, _interrupt_all)
+        try:
+            # JAX catches SIGTERM and the clouds' maintenance notices itself, and lets all processes agree on a step.
+            yield lambda step: _agreed(
+                "preemption notice", multihost_utils.reached_preemption_sync_point(step), deadline
+            )
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
         return
     received: list[str] = []
 
@@ -38,6 +45,12 @@ def stop_requests(deadline: float | None) -> Iterator[StopReason]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _interrupt_all(_number: int, _frame: object) -> None:
+    """The first Ctrl-C becomes a notice to all processes, a second one interrupts this one at once."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _out_of_time(deadline: float | None) -> str | None:

@@ -1,9 +1,6 @@
 """A whole run on a tiny model: it learns, leaves a Hugging Face folder, resumes bit for bit, refuses what it must."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 
 import jax
@@ -20,7 +17,6 @@ from rdro_jax.train import train
 from rdro_jax.train.metrics import read_metrics
 
 ONE_DEVICE = ("mesh.data=1", "mesh.fsdp=1")
-TIMES = ("time/", "throughput/")
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +28,6 @@ def _one_device(monkeypatch):
 
 def params_of(folder):
     return jax.tree.map(np.asarray, load_model(folder)[0])
-
-
-def lines_without_times(folder):
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
 
 
 def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
@@ -84,45 +75,6 @@ def test_sft_fits_the_completions(config_file):
     assert lines[0]["loss"] == pytest.approx(np.log(64), abs=0.1)
     assert result.metrics["eval_loss"] < lines[0]["loss"] - 0.5
     assert not (config_file.parent / "store").exists()
-
-
-KILLED_RUN = """
-import os, signal, sys
-from rdro_jax.cli import main
-from rdro_jax.train.metrics import MetricsWriter
-
-write = MetricsWriter.write
-def write_and_die(self, line):
-    write(self, line)
-    if line["step"] == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-MetricsWriter.write = write_and_die
-sys.exit(main(["train", *sys.argv[2:]]))
-"""
-
-
-def run_killed_at(step, config_file):
-    """`rdro train` in a process of its own that is killed the moment it has logged `step`."""
-    command = [sys.executable, "-c", KILLED_RUN, str(step), str(config_file), *ONE_DEVICE]
-    return subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=200)
-
-
-def test_killed_and_started_again_it_ends_with_the_same_parameters(config_file):
-    """Killed before the first checkpoint, then while one is being written; each time the same command goes on.
-
-    With BCO, whose running shift is a part of the state as parameters are.
-    """
-    config_file.write_text(config_file.read_text().replace("name: rdro", "name: bco"))
-    config = load_config(config_file, ONE_DEVICE)
-    whole = train(config.model_copy(update={"output_dir": config.output_dir + "_whole"}))
-    for step in (2, 7):
-        killed = run_killed_at(step, config_file)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (config_file.parent / "run" / "model.safetensors").exists()
-    resumed = train(config)
-    jax.tree.map(np.testing.assert_array_equal, params_of(resumed.run_dir), params_of(whole.run_dir))
-    assert lines_without_times(resumed.run_dir) == lines_without_times(whole.run_dir)
-    assert resumed.metrics["delta"] != 0
 
 
 def test_resume_with_another_config_is_refused(config_file, monkeypatch):

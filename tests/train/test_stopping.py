@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import jax
@@ -71,20 +70,11 @@ def test_time_that_is_up_stops_after_the_step_under_way(config_file):
     assert (result.run_dir / "result.json").exists()
 
 
-def test_the_second_run_in_a_folder_names_the_first(config_file, tmp_path):
-    config = load_config(config_file, ONE_DEVICE)
-    code = "import sys; from rdro_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    with locked(config):
-        second = subprocess.run(
-            [sys.executable, "-c", code, "train", str(config_file), *ONE_DEVICE],
-            env=os.environ | {"XLA_FLAGS": ""},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-    assert second.returncode == 2
-    assert f"is held by process {os.getpid()} on " in second.stderr
-    with locked(config):  # the folder is free again
+def test_the_second_run_in_a_folder_names_the_first(config_file, capsys):
+    with locked(load_config(config_file, ONE_DEVICE)):
+        assert cli.main(["train", str(config_file), *ONE_DEVICE]) == 2
+    assert f"is held by process {os.getpid()} on " in capsys.readouterr().err
+    with locked(load_config(config_file, ONE_DEVICE)):  # the folder is free again
         pass
 
 

@@ -1,0 +1,76 @@
+"""The end of a run that hangs: JAX notices a process that is gone, never one that is there and stands still."""
+
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MEDIANS = 10
+"""A step is stuck after this many median steps, and not before the run's `step_timeout`."""
+REMEMBERED = 50
+"""Steps of which the median is taken."""
+
+
+class Watchdog:
+    """Calls `stuck` once from a thread of its own where no step ends for too long."""
+
+    def __init__(self, timeout: float, stuck: Callable[[float], None]):
+        """`timeout` in seconds; `stuck` is given the seconds that have passed."""
+        self._timeout, self._stuck = timeout, stuck
+        self._durations: deque[float] = deque(maxlen=REMEMBERED)
+        self._since: float | None = None
+        self._ended = threading.Event()
+
+    def limit(self) -> float:
+        """Seconds a step may take now."""
+        return max(self._timeout, MEDIANS * statistics.median(self._durations or [0.0]))
+
+    def beat(self) -> None:
+        """A step has ended, the next one begins."""
+        now = time.monotonic()
+        if self._since is not None:
+            self._durations.append(now - self._since)
+        self._since = now
+
+    def rest(self) -> None:
+        """What follows until the next beat is no step: an evaluation, a save."""
+        self._since = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while this is open."""
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.beat()
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(self._timeout / 10, 1.0)):
+            since = self._since
+            if since is not None and (passed := time.monotonic() - since) > self.limit():
+                self._stuck(passed)
+                return
+
+
+def abort(stacks: Path, what: str, passed: float) -> None:
+    """Write the stacks of all threads to `stacks` and end this process with SIGABRT."""
+    with stacks.open("w") as file:
+        file.write(f"{what} for {passed:.0f} s\n")
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
+    print(
+        f"rdro: {what} for {passed:.0f} s; the stacks of all threads are in {stacks}; the same command goes on from "
+        "the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os.abort()
