@@ -5,7 +5,7 @@ PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
 CACHE := $(HOME)/.cache/rdro_jax
 
-.PHONY: help setup quickstart test parity bench plans lint clean
+.PHONY: help setup quickstart test parity faults bench plans lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -30,6 +30,9 @@ $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 
 parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an environment of its own
 	.parity/bin/python -m pytest tests/parity
+
+faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what becomes of them; one: FAULT=F2
+	.venv/bin/python -m pytest tests/faults -m faults $(if $(FAULT),-k $(FAULT)_)
 
 bench: $(ENV)    ## measure head, packing and step on this machine: a table, and runs/bench.json
 	.venv/bin/python -m benchmarks

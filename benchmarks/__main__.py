@@ -11,6 +11,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.checkpoint import bench_checkpoint
 from benchmarks.head import bench_head
 from benchmarks.sizes import Size
 from benchmarks.step import bench_packing, bench_peak
@@ -28,6 +29,7 @@ def measure(size: Size) -> dict[str, Any]:
         "packing": bench_packing(size),
         "step": {"full rows": bench_peak(size)},
         "tokens": bench_tokens(size),
+        "checkpoint": {"state of the step": bench_checkpoint(size)},
     }
 
 
@@ -44,7 +46,7 @@ def main(out: Path = OUT, size: Size = Size()) -> None:  # noqa: B008 (frozen)
     """Measure, print, write."""
     figures = measure(size)
     console = Console()
-    for name in ("head", "packing", "step", "tokens"):
+    for name in ("head", "packing", "step", "tokens", "checkpoint"):
         console.print(table(f"{name} (medians of {size.repeats})", figures[name]))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=2) + "\n")

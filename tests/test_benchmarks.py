@@ -20,6 +20,7 @@ def test_every_figure_is_written(tmp_path, capsys):
     packed, padded = figures["packing"]["packed"], figures["packing"]["padded"]
     assert packed["rows"] < padded["rows"] == 6
     assert figures["step"]["full rows"]["fraction_of_peak"] > 0
+    assert 0 < figures["checkpoint"]["state of the step"]["hashes_cpu_seconds"] < 5
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("blocked", "dense", "packed", "padded"))
 

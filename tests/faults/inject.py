@@ -1,0 +1,136 @@
+"""Faults inside a run: each function is called in the process before `rdro` starts, and changes one thing."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+
+
+def at_step(step, act):
+    """Call `act` once, when a step has been given to the devices and not yet been judged."""
+    from rdro_jax.train.recorder import Recorder
+
+    hold = Recorder.hold
+
+    def hold_and_act(self, number, metrics):
+        hold(self, number, metrics)
+        if number == step:
+            act()
+
+    Recorder.hold = hold_and_act
+
+
+def signal_at(step, number=signal.SIGTERM, process=None):
+    """Send this process (of several: only the one named) a signal at a step."""
+
+    def act():
+        if process is None or os.environ.get("JAX_PROCESS_ID", "0") == str(process):
+            os.kill(os.getpid(), number)
+
+    at_step(step, act)
+
+
+def stuck_in_python(step, process=0):
+    """Stand still at a step, alive."""
+    at_step(step, lambda: os.environ.get("JAX_PROCESS_ID", "0") == str(process) and threading.Event().wait())
+
+
+def stuck_data(step):
+    """The data of a step never come."""
+    from rdro_jax.data import Loader
+
+    get = Loader.__getitem__
+    Loader.__getitem__ = lambda self, number: threading.Event().wait() if number == step else get(self, number)
+
+
+def full_disk_at(step, limit=2000):
+    """From a step on, no file grows beyond `limit` bytes."""
+
+    def act():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    at_step(step, act)
+
+
+def no_room(free=1000):
+    """The disk has `free` bytes left; the model must not be read."""
+    usage = namedtuple("usage", "total used free")  # what shutil gives
+    shutil.disk_usage = lambda place: usage(1 << 40, (1 << 40) - free, free)
+    import importlib
+
+    trained = importlib.import_module("rdro_jax.train.trained")
+
+    def load_model(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    trained.load_model = load_model
+
+
+def poisoned(steps, process):
+    """Reference log-probs of a process' rows are NaN in these steps."""
+    import numpy as np
+
+    from rdro_jax.data import Loader
+
+    get = Loader.__getitem__
+
+    def poison(self, number):
+        batch, members = get(self, number)
+        if number + 1 in steps and self.reference_logps is not None and os.environ["JAX_PROCESS_ID"] == str(process):
+            batch = batch._replace(reference_logps=np.full_like(batch.reference_logps, np.nan))
+        return batch, members
+
+    Loader.__getitem__ = poison
+
+
+def clock_goes_back():
+    """The wall clock jumps back an hour with every look at it."""
+    now = [time.time()]
+
+    def earlier():
+        now[0] -= 3600
+        return now[0]
+
+    time.time = earlier
+
+
+def watched(file: Path, every=50):
+    """Write memory, open files and compilations at every so many steps."""
+    import jax
+
+    from rdro_jax.train.recorder import Recorder
+
+    hold, compiled = Recorder.hold, [0]
+
+    def on_event(event, _seconds, **_):
+        compiled[0] += event.endswith("backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+
+    def hold_and_look(self, number, metrics):
+        hold(self, number, metrics)
+        if number % every == 0 or number == 1:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            look = {"step": number, "rss": pages * resource.getpagesize(), "files": len(os.listdir("/proc/self/fd"))}
+            with file.open("a") as out:
+                out.write(json.dumps(look | {"compiled": compiled[0]}) + "\n")
+
+    Recorder.hold = hold_and_look
+    at_exit = lambda *_: file.open("a").write(json.dumps({"step": -1, "compiled": compiled[0]}) + "\n")  # noqa: E731
+    sys.modules["rdro_jax.train.loop"].write_result = _then(sys.modules["rdro_jax.train.loop"].write_result, at_exit)
+
+
+def _then(first, second):
+    def both(*arguments):
+        result = first(*arguments)
+        second()
+        return result
+
+    return both

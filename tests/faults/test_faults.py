@@ -1,0 +1,378 @@
+"""The long form, `make faults`: every fault into real runs, and what became of them compared bit for bit.
+
+One of them: `make faults FAULT=F2`.
+"""
+
+import json
+import random
+import shutil
+import signal
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from faults import inject
+from faults.driver import STEPS, Home, assert_same_run, logged, metrics, same, saving, start, state, train, until
+
+from rdro_jax.checkpoint import checkpoint_path, list_steps, manifest_path, sound_steps
+from rdro_jax.data.store import open_artefact
+from rdro_jax.errors import StorageError
+from rdro_jax.parallel.cluster import HEARTBEAT_TIMEOUT
+from rdro_jax.train.reference import load_logps
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+SAVE_STEPS = 3
+
+
+def finished(run, **how):
+    """The run, gone on with until its end."""
+    started = train(run, **how)
+    assert set(started.wait()) == {0}, started.told()
+    return started
+
+
+def copy(home, source, name):
+    """A run of its own that stands where another one stands."""
+    run = Home(home, home / name)
+    shutil.copytree(source.run, run.run)
+    (run.run / "result.json").unlink(missing_ok=True)
+    return run
+
+
+def stopped_after(home, name, step, **how):
+    """A run that was asked to stop at a step."""
+    run = Home(home, home / name)
+    started = train(run, inject=partial(inject.signal_at, step), **how)
+    assert set(started.wait()) == {42}, started.told()
+    return run
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (2, 2)])
+def test_F1_stop_and_resume(home, whole, processes, devices, measured):
+    on = {"processes": processes, "devices": devices}
+    uninterrupted = whole
+    if processes * devices > 1:
+        uninterrupted = Home(home, home / f"f1-whole-{processes}x{devices}")
+        finished(uninterrupted, **on)
+    run = Home(home, home / f"f1-{processes}x{devices}")
+    for step in (1, STEPS // 2, STEPS - 1):
+        started = train(run, inject=partial(inject.signal_at, step), **on)
+        codes = started.wait()
+        # two processes agree on a step one or two further on, which may be beyond the last
+        assert set(codes) == {42} or (processes > 1 and step == STEPS - 1), started.told()
+    finished(run, **on)
+    assert [line["step"] for line in metrics(run.run) if "loss" in line] == [*range(1, STEPS + 1)]
+    assert same(run.run, uninterrupted.run)
+    measured(f"stopped at 1, {STEPS // 2}, {STEPS - 1} on {processes} x {devices} devices: same hash, same metrics")
+
+
+def test_F2_killed_at_random_moments(home, whole, measured):
+    rng, kills, runs, in_save, lost = random.Random(2), 0, 0, 0, []
+    began = time.monotonic()
+    finished(Home(home, home / "f2-measure"))
+    seconds = time.monotonic() - began
+    while kills < 20:
+        runs += 1
+        run = Home(home, home / f"f2-{runs}")
+        while True:
+            started = train(run)
+            if kills % 4 == 3 and len(list_steps(run.run)) < 3:
+                until(saving(run), started)
+                in_save += 1
+            else:
+                started.processes[0].join(rng.uniform(0.2, 1.0) * seconds)
+            if started.processes[0].exitcode is not None or kills == 20:
+                assert started.wait() == [0], started.told()
+                break
+            started.send(signal.SIGKILL)
+            assert started.wait() == [-signal.SIGKILL]
+            kills += 1
+            told = [line["step"] for line in metrics(run.run)] if (run.run / "metrics.jsonl").exists() else []
+            lost.append(max(told, default=0) - max(list_steps(run.run), default=0))
+        assert same(run.run, whole.run)
+    assert max(lost) <= 2 * SAVE_STEPS  # a save is in flight while the next interval runs
+    measured(
+        f"{kills} kills in {runs} runs, {in_save} in a save: all recovered, same hash; {max(lost)} steps lost at most"
+    )
+
+
+def test_F3_a_signal_twice(home, whole, measured):
+    run = Home(home, home / "f3-twice")
+    started = train(run)
+    until(logged(run, 4), started)
+    began = time.monotonic()
+    started.send(signal.SIGTERM)
+    until(saving(run), started, 30)
+    started.send(signal.SIGTERM)
+    assert started.wait(60) == [42], started.told()
+    seconds = time.monotonic() - began
+    assert seconds < 30
+    assert list_steps(run.run)[-1] == metrics(run.run)[-1]["step"]
+    finished(run)
+    assert same(run.run, whole.run)
+    measured(f"a second SIGTERM while saving: 42 after {seconds:.1f} s, 0 steps lost, same hash")
+
+
+def test_F3_one_of_two_processes_is_told(home, measured):
+    run = Home(home, home / "f3-two")
+    uninterrupted = Home(home, home / "f3-two-whole")
+    finished(uninterrupted, processes=2)
+    started = train(run, processes=2)
+    until(logged(run, 4), started)
+    began = time.monotonic()
+    started.send(signal.SIGTERM, 1)
+    assert started.wait(60) == [42, 42], started.told()
+    seconds = time.monotonic() - began
+    assert seconds < 30
+    step = list_steps(run.run)[-1]
+    assert step == metrics(run.run)[-1]["step"] < STEPS
+    finished(run, processes=2)
+    assert same(run.run, uninterrupted.run)
+    measured(f"SIGTERM to one of two: both saved step {step} and ended with 42 after {seconds:.1f} s; same hash")
+
+
+def files_of(folder):
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.stat().st_size]
+
+
+def damages(raw, rng):
+    """Ways to damage the bytes of a file: emptied, cut, one bit flipped at twelve places; None deletes it."""
+    yield None
+    yield b""
+    yield raw[: len(raw) // 2]
+    for _ in range(12):
+        at = rng.randrange(len(raw))
+        yield raw[:at] + bytes([raw[at] ^ (1 << rng.randrange(8))]) + raw[at + 1 :]
+
+
+def put(file, raw):
+    file.unlink() if raw is None else file.write_bytes(raw)
+
+
+def test_F4_damaged_checkpoints(home, whole, measured):
+    run = copy(home, whole, "f4")
+    older, newest = list_steps(run.run)
+    rng, cases = random.Random(4), 0
+    for file in [*files_of(checkpoint_path(run.run, newest)), manifest_path(run.run, newest)]:
+        raw = file.read_bytes()
+        for damaged in damages(raw, rng):
+            cases += 1
+            put(file, damaged)
+            step, faults = sound_steps(run.run)
+            if file.name.endswith(".manifest.json") and step == newest:
+                continue  # the bit was in a part that says nothing of the files: what is restored is as it was
+            assert step == older, (file, damaged)
+            assert not faults or str(file) in faults[0] or "manifest" in file.name
+        file.write_bytes(raw)
+    put(rng.choice(files_of(checkpoint_path(run.run, newest) / "params")), b"")
+    started = finished(run)
+    assert "not as it was written; going back to an older checkpoint" in started.told()
+    assert same(run.run, whole.run)
+    for step in list_steps(run.run):
+        put(files_of(checkpoint_path(run.run, step))[0], None)
+    (run.run / "result.json").unlink()
+    before = {file: file.read_bytes() for file in files_of(run.run)}
+    refused = train(run)
+    assert refused.wait() == [4], refused.told()
+    assert "no checkpoint can be restored" in refused.told()
+    assert [file for file in before if file.read_bytes() != before[file] and file.name != "environment.json"] == []
+    measured(f"{cases} damages to a checkpoint's files: 0 silent; the older one is used; all bad: code 4")
+
+
+def test_F4_damaged_data(home, whole, measured):
+    """One bit of the prepared data, anywhere: never read as if nothing had happened."""
+    rng, cases = random.Random(5), 0
+    for artefact in [path for path in (home / "prepared").iterdir() if path.is_dir()]:
+        good = open_artefact(artefact)
+        whole_arrays = {name: np.array(values) for name, values in good.arrays.items()}
+        for file in files_of(artefact):
+            if file.name.startswith(("packing-", "data_report")):
+                continue  # told to people, read by nobody
+            raw = file.read_bytes()
+            for damaged in damages(raw, rng):
+                cases += 1
+                put(file, damaged)
+                try:
+                    found = open_artefact(artefact)
+                except StorageError:
+                    continue
+                assert (found.tally, found.sources) == (good.tally, good.sources), (file, damaged)
+                for name, values in whole_arrays.items():
+                    np.testing.assert_array_equal(found.arrays[name], values)
+            file.write_bytes(raw)
+    measured(f"{cases} damages to prepared data: 0 silent")
+
+
+@pytest.mark.xfail(strict=False, reason="the files of the reference store carry no hash of their own yet")
+def test_F4_damaged_reference_store(home, whole, measured):
+    """One bit of stored log-probs, anywhere: never read as if nothing had happened."""
+    rng, cases = random.Random(6), 0
+    artefact = open_artefact(next(path for path in (home / "prepared").iterdir() if path.is_dir()))
+    examples = SimpleNamespace(hashes=artefact.arrays["hashes"])
+    for file in files_of(home / "store"):
+        fingerprint, raw = file.parent.name, file.read_bytes()
+        known = load_logps(home / "store", fingerprint, examples)
+        for damaged in damages(raw, rng):
+            cases += 1
+            put(file, damaged)
+            try:
+                found = load_logps(home / "store", fingerprint, examples)
+            except StorageError:
+                continue
+            finally:
+                file.write_bytes(raw)
+            # what is lost is computed again; what is there is as it was
+            np.testing.assert_array_equal(found[~np.isnan(found)], known[~np.isnan(found)])
+    measured(f"{cases} damages to the reference store: 0 silent")
+
+
+def test_F5_the_disk_fills_up(home, whole, measured):
+    run = Home(home, home / "f5")
+    started = train(run, inject=partial(inject.full_disk_at, 4))
+    assert started.wait() == [5], started.told()
+    last = max((line["step"] for line in metrics(run.run)), default=0)
+    assert last <= 4 + 2 * SAVE_STEPS
+    assert sound_steps(run.run)[0] == 3
+    assert started.told().count("Traceback") == 0
+    finished(run)
+    assert same(run.run, whole.run)
+    measured(f"disk full from step 4: code 5 by step {last}, checkpoint-3 whole, same hash once there is room")
+
+
+def test_F6_no_room(home, measured):
+    run = Home(home, home / "f6")
+    began = time.monotonic()
+    started = train(run, inject=inject.no_room)
+    assert started.wait() == [5], started.told()
+    seconds = time.monotonic() - began
+    assert "GiB free; the run needs" in started.told()
+    assert seconds < 5
+    measured(f"too little room: refused with 5 after {seconds:.1f} s, before the model is loaded")
+
+
+def test_F9_other_devices(home, measured):
+    """Stopped on four devices, gone on with on others: the next step's loss, and the batches to the end."""
+    four = stopped_after(home, "f9", 6, devices=4)
+    ways = {
+        "1": ({"devices": 1}, ()),
+        "2": ({"devices": 2}, ()),
+        "8": ({"devices": 8}, ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")),
+        "2 processes": ({"devices": 2, "processes": 2}, ("mesh.data=2", "mesh.fsdp=2")),
+    }
+    runs = {}
+    for name, (on, overrides) in ways.items():
+        runs[name] = copy(home, four, f"f9-{name.replace(' ', '-')}")
+        assert state(runs[name].run) == state(four.run)
+        started = train(runs[name], *overrides, **on)
+        assert set(started.wait()) == {0}, started.told()
+    losses = {name: next(line["loss"] for line in metrics(run.run) if line["step"] == 7) for name, run in runs.items()}
+    gap = max(losses.values()) - min(losses.values())
+    assert gap <= 1e-6
+    for name in ways:
+        assert_same_run(runs["1"], runs[name])
+    measured(f"4 devices -> {', '.join(ways)}: loss of the next step differs by {gap:.1e} at most, same batches")
+
+
+def test_F11_bad_numbers_on_one_shard(home, measured):
+    run = Home(home, home / "f11")
+    started = train(run, processes=2, inject=partial(inject.poisoned, {4, 6, 7, 8}, 1))
+    assert started.wait() == [6, 6], started.told()
+    told = started.told()
+    assert "step 4: " in told
+    assert "step 8: " in told
+    assert "3 steps in a row" in told
+    assert "last good state is checkpoint-" in told
+    skipped = [line["step"] for line in metrics(run.run) if line["skipped_steps"]]
+    assert skipped == [4, 6, 7]
+    measured("NaN on one of two processes: both skip steps 4, 6, 7, both end with 6 at step 8")
+
+
+def test_F12_one_is_frozen(home, measured):
+    run = Home(home, home / "f12-frozen")
+    started = train(run, processes=2)
+    until(logged(run, 4), started)
+    started.send(signal.SIGSTOP, 1)
+    began = time.monotonic()
+    started.processes[0].join(4 * HEARTBEAT_TIMEOUT)
+    seconds, code = time.monotonic() - began, started.processes[0].exitcode
+    started.send(signal.SIGKILL, 1)
+    started.wait()
+    assert code in (42, -signal.SIGABRT), started.told()
+    measured(f"one of two frozen: the other ended with {code} after {seconds:.0f} s")
+
+
+@pytest.mark.parametrize("what", ["python", "data"])
+def test_F12_alive_but_stuck(home, what, measured):
+    run = Home(home, home / f"f12-{what}")
+    fault = partial(inject.stuck_in_python, 4, 1) if what == "python" else partial(inject.stuck_data, 4)
+    started = train(run, "step_timeout=3", processes=2, inject=fault)
+    began = time.monotonic()
+    codes = started.wait(120)
+    assert -signal.SIGABRT in codes, started.told()
+    assert set(codes) <= {42, -signal.SIGABRT}
+    stacks = list(run.run.glob("stacks-*.txt"))
+    assert any(("inject.py" if what == "python" else "grain") in file.read_text() for file in stacks)
+    assert "has ended no step for" in started.told()
+    measured(
+        f"stuck in {what}: ended with {codes} within {time.monotonic() - began:.0f} s of the start, stacks written"
+    )
+
+
+def test_F17_torn_line_and_a_clock_that_goes_back(home, whole, measured):
+    run = stopped_after(home, "f17", 7)
+    file = run.run / "metrics.jsonl"
+    file.write_text(file.read_text()[:-20])
+    with file.open("a") as out:
+        out.write('{"step": 8, "lo')
+    finished(run, inject=inject.clock_goes_back)
+    left, right = metrics(run.run), metrics(whole.run)
+    assert [line["step"] for line in left] == [line["step"] for line in right if line["step"] != 7]
+    assert state(run.run) == state(whole.run)
+    measured("last line torn, clock back an hour at every look: the torn line is lost, everything else is the same")
+
+
+def test_F18_soak_and_F19_one_compilation(home, measured):
+    run, looks = Home(home, home / "f18"), home / "f18.jsonl"
+    more = ("max_steps=500", "num_train_epochs=170", "checkpoint.save_steps=5", "eval_steps=100")
+    started = train(run, *more, inject=partial(inject.watched, looks))
+    assert started.wait(800) == [0], started.told()
+    seen = {line["step"]: line for line in map(json.loads, looks.read_text().splitlines())}
+    growth = seen[500]["rss"] / seen[100]["rss"] - 1
+    assert growth < 0.05
+    assert seen[500]["files"] <= seen[100]["files"]
+    compiled = seen[500]["compiled"] - seen[1]["compiled"]
+    assert compiled == 0
+    measured(
+        f"500 steps, 100 saves, 4 evaluations: memory {growth:+.1%} from step 100 on, open files "
+        f"{seen[100]['files']} -> {seen[500]['files']}; {compiled} compilations after step 1"
+    )
+
+
+def test_F20_four_processes(home, whole, measured):
+    """Train, evaluate and export over 2 x 4 and 4 x 2 devices, beside 1 x 8 and 1 x 1."""
+    shapes = ((1, 8), (2, 4), (4, 2))
+    gaps = {}
+    for processes, devices in shapes:
+        run = Home(home, home / f"f20-{processes}x{devices}")
+        finished(run, processes=processes, devices=devices)
+        gaps[processes, devices] = assert_same_run(whole, run)
+    out = home / "f20-export"
+    run = home / "f20-4x2"
+    exported = start("export", str(run), str(out), logs=home, processes=2, devices=4)
+    assert exported.wait() == [0, 0], exported.told()
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    rows = ("--data", str(home / "eval.jsonl"), "--max-length", "32")
+    words = ("eval", str(run), "--reference", str(home / "model"), *rows)
+    answers = []
+    for processes in (1, 2):
+        started = start(*words, logs=home, processes=processes, devices=2)
+        assert set(started.wait()) == {0}, started.told()
+        text = started.logs[0].read_text()
+        answers.append(json.loads(text[text.index("{") : text.rindex("}") + 1]))
+    assert answers[0].keys() == answers[1].keys()
+    assert abs(answers[0]["loss"] - answers[1]["loss"]) < 1e-5
+    measured(
+        f"losses beside one device: {', '.join(f'{p} x {d} {gap:.1e}' for (p, d), gap in gaps.items())}; same batches"
+    )

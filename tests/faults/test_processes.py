@@ -1,0 +1,86 @@
+"""The short form: several real processes, a kill, a restart, and nothing secret in what they write."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from faults.driver import Home, assert_same_run, logged, metrics, same, state, train, until
+
+pytestmark = pytest.mark.timeout(1200)  # a crowded machine takes minutes over what takes seconds
+
+CANARY = "canary-9f31c2"
+SECRETS = {
+    name: f"{CANARY}-{name.lower()}"
+    for name in (
+        *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN"),
+        *(
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AZURE_STORAGE_KEY",
+            "MLFLOW_TRACKING_TOKEN",
+        ),
+        *("GOOGLE_API_KEY", "KAGGLE_KEY", "SLURM_JWT", "DATABASE_PASSWORD"),
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def alone(home):
+    """One process with two devices, and secrets in its environment."""
+    run = Home(home, home / "alone")
+    started = train(run, devices=2, environ=SECRETS)
+    assert started.wait() == [0], started.told()
+    return run, started
+
+
+@pytest.fixture(scope="module")
+def together(home, alone):
+    """Two processes with one device each."""
+    run = Home(home, home / "together")
+    started = train(run, processes=2)
+    assert started.wait() == [0, 0], started.told()
+    return run, started
+
+
+def test_two_processes_are_one_run(alone, together, measured):
+    """One writer, one voice."""
+    run, started = together
+    measured(f"2 x 1 devices beside 1 x 2: losses differ by {assert_same_run(alone[0], run):.1e} at most")
+    assert "training step" in started.logs[0].read_text()
+    silent = [line for line in started.logs[1].read_text().splitlines() if not line.startswith("[Gloo]")]
+    assert silent == []
+
+
+def test_when_one_is_killed_the_others_end_and_a_restart_goes_on(home, together, measured):
+    run = Home(home, home / "killed")
+    started = train(run, processes=2)
+    until(logged(run, 5), started)
+    started.send(signal.SIGKILL, 1)
+    killed = time.monotonic()
+    assert started.wait(60) == [42, -signal.SIGKILL], started.told()
+    measured(f"kill -9 of one of two: the other ended with 42 after {time.monotonic() - killed:.1f} s")
+    assert time.monotonic() - killed < 30
+    again = train(run, processes=2)
+    assert again.wait() == [0, 0], again.told()
+    assert "resuming after step" in again.told()
+    assert same(run.run, together[0].run)
+    assert state(run.run, 12) != state(run.run, 9)
+
+
+def test_no_secret_is_written(alone, measured):
+    run, started = alone
+    written = [file for file in (*run.path.rglob("*"), *started.logs) if file.is_file()]
+    assert len(written) > 40
+    assert [file for file in written if CANARY.encode() in file.read_bytes()] == []
+    measured(f"{len(SECRETS)} canaries in the environment: 0 hits in {len(written)} files")
+
+
+def test_the_state_tells_runs_apart(alone, together):
+    """The comparison itself: other sums give another hash, and numbers that are close all the same."""
+    assert not same(alone[0].run, together[0].run)
+    left, right = (
+        np.array([line["loss"] for line in metrics(r.run) if "loss" in line]) for r in (alone[0], together[0])
+    )
+    np.testing.assert_allclose(left, right, atol=1e-5)
