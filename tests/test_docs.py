@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGE = ROOT / "rdro_jax"
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 
 
 def requirement_names(requirements: list[str]) -> set[str]:
@@ -63,3 +64,10 @@ def test_nothing_can_load_a_pickle():
     words = "|".join(["pic" + "kle", r"torch\.load", "job" + "lib", r"yaml\.(unsafe_)?load\(", r"yaml\.full_load"])
     guilty = [str(path) for path in PACKAGE.rglob("*.py") if re.search(words, path.read_text())]
     assert guilty == []
+
+
+@pytest.mark.parametrize("place", sorted(set(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", RELIABILITY))))
+def test_tests_named_by_the_reliability_page_exist(place):
+    file, _, name = place.partition("::")
+    assert not name or f"def {name}(" in (ROOT / file).read_text()
+    assert (ROOT / file).is_file()

@@ -218,6 +218,7 @@ def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_s
                 saver.wait()
                 raise RestartWanted(f"{run.path}: {stop}: state saved after step {number}; the same command goes on")
             watch.beat()
+        watch.rest()
         saver.wait()
     return state
 
