@@ -21,7 +21,19 @@ from rdro_jax.errors import (
     WeightError,
 )
 
-COMMANDS = ("train", "prepare", "preview", "eval", "generate", "export", "plan", "import-gguf", "study", "quickstart")
+COMMANDS = (
+    "train",
+    "prepare",
+    "preview",
+    "eval",
+    "generate",
+    "export",
+    "plan",
+    "import-gguf",
+    "study",
+    "doctor",
+    "quickstart",
+)
 HEAVY = ("jax", "numpy", "pydantic", "omegaconf", "transformers", "flax", "orbax", "grain", "rich")
 
 CONFIG = """\
