@@ -205,8 +205,8 @@ def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_s
             saving = last or stop or due(number, config.checkpoint.save_steps)
             exporting = not last and due(number, config.checkpoint.export_steps)
             if evaluating or saving or exporting:
-                watch.rest()
                 recorder.fetch(show)
+                watch.rest()
             if evaluating:
                 recorder.write(number, judge(state))
             if exporting:
