@@ -34,7 +34,7 @@ parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an envi
 faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what becomes of them; one: FAULT=F2
 	.venv/bin/python -m pytest tests/faults -m faults $(if $(FAULT),-k $(FAULT)_)
 
-bench: $(ENV)    ## measure head, packing and step on this machine: a table, and runs/bench.json
+bench: $(ENV)    ## measure head, packing, step, depth and a save on this machine: a table, and runs/bench.json
 	.venv/bin/python -m benchmarks
 
 # XLA's GPU compiler, beside the environment: installed into it, it would ask for a GPU at every start.

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.checkpoint import bench_checkpoint
+from benchmarks.depth import bench_depth
 from benchmarks.head import bench_head
 from benchmarks.sizes import Size
 from benchmarks.step import bench_packing, bench_peak
@@ -30,6 +31,7 @@ def measure(size: Size) -> dict[str, Any]:
         "step": {"full rows": bench_peak(size)},
         "tokens": bench_tokens(size),
         "checkpoint": {"state of the step": bench_checkpoint(size)},
+        "depth": bench_depth(size),
     }
 
 
@@ -46,7 +48,7 @@ def main(out: Path = OUT, size: Size = Size()) -> None:  # noqa: B008 (frozen)
     """Measure, print, write."""
     figures = measure(size)
     console = Console()
-    for name in ("head", "packing", "step", "tokens", "checkpoint"):
+    for name in ("head", "packing", "step", "tokens", "checkpoint", "depth"):
         console.print(table(f"{name} (medians of {size.repeats})", figures[name]))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -15,6 +15,8 @@ class Size:
     """Tokens in a row."""
     examples: int = 16
     """Examples of the packing benchmark."""
+    depths: tuple[int, ...] = (4, 8, 16, 32, 48)
+    """Layers of the models of the depth benchmark, which are narrow."""
     matmul: int = 2048
     """Side of the square matrices whose product measures the peak."""
     repeats: int = 5

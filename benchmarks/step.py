@@ -14,7 +14,7 @@ from rdro_jax.batch import Batch
 from rdro_jax.data import Examples, pack_batch, plan_rows
 from rdro_jax.losses import RDRO
 from rdro_jax.models import ModelConfig, flops, init_params
-from rdro_jax.train import completion_logps, init_state, make_train_step
+from rdro_jax.train import TrainState, completion_logps, init_state, make_train_step
 
 
 def make_model(size: Size) -> ModelConfig:
@@ -56,12 +56,18 @@ def batch_of(examples: Examples, rows: list[list[int]], size: Size) -> Batch:
     return jax.device_put(pack_batch(examples, plan, max_length=size.seq, reference_logps=zeros))
 
 
-def compile_step(size: Size, batch: Batch) -> Callable[[], Any]:
-    """A function that makes one step from the same state each time."""
+def make_step(size: Size) -> tuple[Any, TrainState]:
+    """The jitted step, not compiled, and the state it starts from."""
     model, loss, optimizer = make_model(size), RDRO(alpha=0.5), optax.adamw(1e-6)
     step = make_train_step(lambda params, batch: completion_logps(params, model, batch), loss, optimizer)
     state = init_state(init_params(model, jax.random.key(size.seed)), optimizer, loss)
-    compiled = jax.jit(step).lower(state, batch).compile()
+    return jax.jit(step), state
+
+
+def compile_step(size: Size, batch: Batch) -> Callable[[], Any]:
+    """A function that makes one step from the same state each time."""
+    step, state = make_step(size)
+    compiled = step.lower(state, batch).compile()
     return lambda: compiled(state, batch)
 
 

@@ -9,7 +9,7 @@ from benchmarks.sizes import Size
 from benchmarks.step import make_model, step_flops
 from rdro_jax.models import abstract_params
 
-TINY = Size(layers=1, d_model=16, vocab=64, rows=2, seq=16, examples=6, matmul=16, repeats=1)
+TINY = Size(layers=1, d_model=16, vocab=64, rows=2, seq=16, examples=6, depths=(1,), matmul=16, repeats=1)
 
 
 def test_every_figure_is_written(tmp_path, capsys):
@@ -21,6 +21,7 @@ def test_every_figure_is_written(tmp_path, capsys):
     assert packed["rows"] < padded["rows"] == 6
     assert figures["step"]["full rows"]["fraction_of_peak"] > 0
     assert 0 < figures["checkpoint"]["state of the step"]["hashes_cpu_seconds"] < 5
+    assert figures["depth"]["1 layers"]["program_kib"] > 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("blocked", "dense", "packed", "padded"))
 

@@ -22,9 +22,12 @@ def add_doctor(commands: Any) -> None:
 
 
 def _bytes_needed(config: Any, policy: Any) -> int:
+    import jax
+
     from rdro_jax.plan.estimate import estimate, plan_state
 
-    return estimate(config, policy.model, policy.mesh, *plan_state(config, policy.model, policy.mesh)).peak
+    state = plan_state(config, policy.model, policy.mesh)
+    return estimate(config, policy.model, jax.default_backend(), policy.mesh, *state).peak
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
