@@ -14,7 +14,7 @@ from rdro_jax.config import Config
 from rdro_jax.losses.head import MAX_BLOCK, MAX_CHUNKS, SHORTEST_CHUNK
 from rdro_jax.models import ModelConfig
 from rdro_jax.optim import make_optimizer
-from rdro_jax.parallel import MeshConfig, check_row_length, check_rows, path_name
+from rdro_jax.parallel import SHARDS, MeshConfig, check_row_length, check_rows, path_name
 from rdro_jax.parallel.mesh import AXES
 from rdro_jax.plan.compiled import SOME_STEPS, settled
 from rdro_jax.train.policy import policy_of
@@ -119,13 +119,15 @@ def _copies(model: ModelConfig, platform: str, state: TrainState) -> int:
             continue
         if platform == "tpu" and leaf.dtype.name != model.compute_dtype:
             total += numbers * SIZES[model.compute_dtype]
-        if platform == "gpu" and _parted(leaf, -1) and not _parted(leaf, -2):
+        if platform == "gpu" and _gathered_last(leaf.sharding):
             total += numbers * leaf.dtype.itemsize
     return total
 
 
-def _parted(leaf: Any, axis: int) -> bool:
-    return _shard(leaf)[axis] < leaf.shape[axis]
+def _gathered_last(sharding: Any) -> bool:
+    """Whether the last axis is one of those that are gathered to be used, and not computed with in parts."""
+    last = sharding.spec[-1] or ()
+    return any(sharding.mesh.shape[axis] > 1 for axis in SHARDS if axis in last)
 
 
 def _kept(here: Local) -> int:

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.plans import table
 from rdro_jax.config import load_config
 from rdro_jax.plan import make_plan, parse_topology
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "docs" / "plans.json").read_text())
 COMPILED = [name for name, figures in RECORD.items() if figures.get("compiled")]
+
+
+def test_the_table_of_the_scaling_page_is_the_record():
+    assert "\n".join(table(RECORD)) in (ROOT / "docs" / "scaling.md").read_text()
 
 
 def planned(arguments: str):
