@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdro_jax.cli.parser import add_command, add_config
-from rdro_jax.errors import ConfigError
+from rdro_jax.errors import ConfigError, StorageError
 
 
 def add_plan(commands: Any) -> None:
@@ -41,6 +41,8 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     topologies = [parse_topology(name) for name in arguments.topology]
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise StorageError(f"--json: no folder '{arguments.json.parent}'; make it first")
     plans = []
     for topology in topologies:
         plan = make_plan(config, topology, compiling=not arguments.estimate)

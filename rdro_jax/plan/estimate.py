@@ -160,8 +160,10 @@ def _layer(here: Local) -> int:
     residuals = _residuals(here) if here.model.remat == "full" else 0
     # Queries are taken a quarter at a time; the last quarter sees all keys, 2/5 of what all quarters see.
     scores = _scores(here) * 2 // 5
-    width = here.model.d_ff // here.tensor * here.size
-    return residuals + max(2 * here.tokens * width, scores) + here.model.d_model * width
+    model, moe = here.model, here.model.moe
+    wide = 2 * here.tokens * (model.d_ff if moe is None else moe.n_active * moe.d_expert) // here.tensor * here.size
+    columns = model.d_ff if moe is None else moe.n_experts * moe.d_expert
+    return residuals + max(wide, scores) + model.d_model * columns // here.tensor * here.size
 
 
 def _head(here: Local) -> int:
