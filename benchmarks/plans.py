@@ -29,6 +29,7 @@ class Case(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+CUDNN = "model.attention=cudnn"
 LORA = ("model.lora.r=16", "model.dtype=bfloat16")
 CASES = {
     "8b-v5e-16": Case("llama-3.1-8b", "v5e:4x4", ("global_batch_size=64",)),
@@ -39,18 +40,20 @@ CASES = {
         "v5e:4x4",
         ("global_batch_size=4", "data.max_length=32768", "mesh.fsdp=4", "mesh.context=4"),
     ),
-    "8b-h100-8": Case("llama-3.1-8b", "gpu:8xh100", ("global_batch_size=8", "model.attention=xla")),
-    "8b-h100-8-cudnn": Case("llama-3.1-8b", "gpu:8xh100", ("global_batch_size=8", "model.attention=cudnn")),
-    "8b-h100-8-cudnn-64": Case("llama-3.1-8b", "gpu:8xh100", ("global_batch_size=64", "model.attention=cudnn")),
+    "8b-h100-8": Case("llama-3.1-8b", "gpu:8xh100", ("global_batch_size=8",)),
+    "8b-h100-8-cudnn": Case("llama-3.1-8b", "gpu:8xh100", ("global_batch_size=8", CUDNN)),
+    "8b-h100-8-cudnn-64": Case("llama-3.1-8b", "gpu:8xh100", ("global_batch_size=64", CUDNN)),
     "8b-lora-v5e-4": Case("llama-3.1-8b", "v5e:2x2", ("global_batch_size=8", *LORA)),
     "8b-v5e-4": Case("llama-3.1-8b", "v5e:2x2", ("global_batch_size=8",)),
     "7b-tensor-v5e-16": Case("qwen2.5-7b", "v5e:4x4", ("global_batch_size=16", "mesh.fsdp=4", "mesh.tensor=4")),
     "7b-tensor-8": Case("qwen2.5-7b", "v5e:4x4", ("global_batch_size=16", "mesh.fsdp=2", "mesh.tensor=8")),
-    "7b-tensor-h100-8": Case("qwen2.5-7b", "gpu:8xh100", ("global_batch_size=8", "mesh.fsdp=2", "mesh.tensor=4")),
-    "14b-h100-8": Case("qwen3-14b", "gpu:8xh100", ("global_batch_size=16",)),
-    "3b-a100-4": Case("llama-3.2-3b", "gpu:4xa100", ("global_batch_size=16",)),
+    "7b-tensor-h100-8": Case(
+        "qwen2.5-7b", "gpu:8xh100", ("global_batch_size=8", "mesh.fsdp=2", "mesh.tensor=4", CUDNN)
+    ),
+    "14b-h100-8": Case("qwen3-14b", "gpu:8xh100", ("global_batch_size=16", CUDNN)),
+    "3b-a100-4": Case("llama-3.2-3b", "gpu:4xa100", ("global_batch_size=16", CUDNN)),
     "70b-v5p-32": Case("llama-3.1-70b", "v5p:2x4x4", ("global_batch_size=64",)),
-    "70b-lora-h100-8": Case("llama-3.1-70b", "gpu:8xh100", ("global_batch_size=16", *LORA)),
+    "70b-lora-h100-8": Case("llama-3.1-70b", "gpu:8xh100", ("global_batch_size=16", CUDNN, *LORA)),
 }
 
 

@@ -16,7 +16,8 @@ class StepFlops(NamedTuple):
     """What the model asks for, the numerator of model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311):
     2 per weight and token forward and twice that backward, attention in full, nothing computed twice."""
     executed: float
-    """The least a step executes: layers under `remat: full` and the head's logits a second time, half the scores."""
+    """The least a step executes where every token is scored: what `remat` computes again and the head's logits a second
+    time, half the scores."""
 
 
 def layer_weights(model: ModelConfig) -> int:
@@ -41,7 +42,8 @@ def step_flops(model: ModelConfig, tokens: int, seq: int, lora: LoraConfig | Non
     layers, head = model.n_layers * layer_weights(model), model.vocab_size * model.d_model
     scores = 4.0 * model.n_layers * model.n_heads * model.head_dim * seq
     per_weight = 6.0 if lora is None else 4.0
-    again = 1.0 if model.remat == "full" else 0.0
+    qkv = model.n_layers * model.d_model * model.head_dim * (model.n_heads + 2 * model.n_kv_heads)
+    again = {"none": 0, "dots": 0, "named": layers - qkv, "full": layers}[model.remat]
     told = per_weight * (layers + head) + 3 * scores
-    executed = per_weight * (layers + head) + 2 * again * layers + 2 * head + (3 + again) * scores / 2
+    executed = per_weight * (layers + head) + 2 * (again + head) + (4 if again == layers else 3) * scores / 2
     return StepFlops(tokens * told, tokens * executed)

@@ -93,17 +93,19 @@ def estimate(
     rows = config.global_batch_size // (config.num_microbatches * row_shards(mesh))
     here = Local(model, rows * seq // context, seq, tensor, context)
     trained = sum(math.prod(_shard(leaf)) for leaf in jax.tree.leaves(state.params))
+    kept, working = _kept(here), max(_layer(here), _head(here))
     # Micro-batches add to a sum that stands beside the gradients of the one at hand.
     sums = 1 if config.num_microbatches == 1 else 2
     return Parts(
         parameters=_total(state.params),
-        optimizer=_total(state.opt_state),
+        # Moments on the host come to the device when the backward pass has let go of what it worked with.
+        optimizer=max(0, _total(state.opt_state) - (kept + working if config.optimizer.offload else 0)),
         frozen=_total(state.frozen),
         batch=_total(batch),
         gradients=sums * trained * FLOAT32,
         copies=_copies(model, platform, state),
-        kept=_kept(here),
-        working=max(_layer(here), _head(here)),
+        kept=kept,
+        working=working,
     )
 
 
@@ -131,19 +133,32 @@ def _gathered_last(sharding: Any) -> bool:
 
 
 def _kept(here: Local) -> int:
-    """Each layer's input, and where nothing is computed again everything else its backward pass reads."""
-    inputs = here.model.n_layers * here.tokens * here.model.d_model * here.size
-    return inputs + (0 if here.model.remat == "full" else here.model.n_layers * _residuals(here))
+    """Of every layer its input, and of the rest what `remat` says."""
+    heads, kv, wide = _widths(here)
+    numbers = {
+        "full": 0,
+        "named": 2 * heads + 2 * kv,
+        "dots": heads + 2 * kv + 2 * wide + 2 * here.model.d_model,
+        "none": 0,
+    }[here.model.remat]
+    rest = _residuals(here) if here.model.remat == "none" else here.tokens * here.size * numbers
+    return here.model.n_layers * (here.tokens * here.model.d_model * here.size + rest)
+
+
+def _widths(here: Local) -> tuple[int, int, int]:
+    """Columns of queries, of keys or values, and of the feed-forward layer that a token meets."""
+    model = here.model
+    wide = model.d_ff if model.moe is None else model.moe.n_active * model.moe.d_expert
+    heads, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    return heads // here.tensor, kv // here.tensor, wide // here.tensor
 
 
 def _residuals(here: Local) -> int:
     """What one layer's backward pass reads beside the layer's input."""
-    model = here.model
-    heads, kv = (n * model.head_dim // here.tensor for n in (model.n_heads, model.n_kv_heads))
-    wide = (model.d_ff if model.moe is None else model.moe.n_active * model.moe.d_expert) // here.tensor
+    heads, kv, wide = _widths(here)
     # Two norms; the residual between; queries and what attention makes of them; gate, up, their product. Keys and
     # values are those of whole rows.
-    numbers = 3 * model.d_model + 2 * heads + 2 * kv * here.context + 3 * wide
+    numbers = 3 * here.model.d_model + 2 * heads + 2 * kv * here.context + 3 * wide
     return here.tokens * here.size * numbers + _scores(here)
 
 
@@ -157,11 +172,11 @@ def _scores(here: Local) -> int:
 
 def _layer(here: Local) -> int:
     """Of a layer's backward pass: its residuals, cotangents of the widest operation, one gathered matrix."""
-    residuals = _residuals(here) if here.model.remat == "full" else 0
+    residuals = 0 if here.model.remat == "none" else _residuals(here)
     # Queries are taken a quarter at a time; the last quarter sees all keys, 2/5 of what all quarters see.
     scores = _scores(here) * 2 // 5
     model, moe = here.model, here.model.moe
-    wide = 2 * here.tokens * (model.d_ff if moe is None else moe.n_active * moe.d_expert) // here.tensor * here.size
+    wide = 2 * here.tokens * _widths(here)[2] * here.size
     columns = model.d_ff if moe is None else moe.n_experts * moe.d_expert
     return residuals + max(wide, scores) + model.d_model * columns // here.tensor * here.size
 

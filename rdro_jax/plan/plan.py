@@ -5,16 +5,15 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from rdro_jax.config import Config
 from rdro_jax.models import ModelConfig, load_config, load_preset
 from rdro_jax.models.backends import suited_backend
 from rdro_jax.models.flops import StepFlops, step_flops
-from rdro_jax.parallel import Placed, check_rows, layout, make_mesh
+from rdro_jax.parallel import check_rows, make_mesh
 from rdro_jax.plan.compiled import Compiled, OutOfMemory, compile_step
 from rdro_jax.plan.devices import make_devices
 from rdro_jax.plan.estimate import SIZES, Parts, abstract_mesh, estimate, plan_state
+from rdro_jax.plan.layout import Place, layout
 from rdro_jax.plan.topology import Topology
 from rdro_jax.train.policy import computing_as
 
@@ -26,9 +25,9 @@ class Plan(NamedTuple):
     config: Config
     model: ModelConfig
     mesh: dict[str, int]
-    params: list[Placed]
+    params: list[Place]
     """What is trained, and where it lies."""
-    frozen: list[Placed]
+    frozen: list[Place]
     """The model beside its adapters; empty where all is trained."""
     parts: Parts
     """The peak by part, counted."""
@@ -48,7 +47,7 @@ class Plan(NamedTuple):
         """Least seconds of a step by what bounds it: matrix products, memory, links. The longest is the roofline."""
         device, size = self.topology.device, SIZES[self.model.compute_dtype]
         weights = sum(math.prod(place.shape) for place in self.frozen or self.params)
-        passes = (3 if self.model.remat == "full" else 2) * self.config.num_microbatches
+        passes = (2 if self.model.remat in ("none", "dots") else 3) * self.config.num_microbatches
         state = 2 * (self.parts.parameters + self.parts.optimizer + self.parts.gradients) + self.parts.frozen
         moved = (
             state + passes * weights * size / self.mesh["tensor"] + 2 * self.parts.kept * self.config.num_microbatches
@@ -91,9 +90,7 @@ def make_plan(config: Config, topology: Topology, *, compiling: bool = True) -> 
             needed = refusal.needed
     seq = config.data.max_length
     flops = step_flops(model, config.global_batch_size * seq, seq, config.model.lora)
-    params, frozen = (
-        layout(tree, jax.tree.map(lambda leaf: leaf.sharding, tree)) for tree in (state.params, state.frozen)
-    )
+    params, frozen = layout(state.params), layout(state.frozen)
     return Plan(topology, config, model, dict(mesh.shape), params, frozen, parts, compiled, needed, flops)
 
 
@@ -105,13 +102,6 @@ def planned_model(config: Config, topology: Topology) -> ModelConfig:
         return model
     backend = suited_backend(model, config.data.max_length, topology.platform)
     return dataclasses.replace(model, attention=backend)
-
-
-def spelled(place: Placed, mesh: dict[str, int]) -> str:
-    """The mesh axes that part each dimension of an array, such as `-, fsdp*context, tensor`."""
-    parting = lambda axes: [axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if mesh[axis] > 1]  # noqa: E731
-    words = ["*".join(parting(axes)) or "-" for axes in place.spec]
-    return ", ".join(words) if any(word != "-" for word in words) else "whole"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -136,5 +126,5 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.flops._asdict(),
         "seconds": {name: None if math.isnan(time) else time for name, time in plan.times.items()},
         "mfu_bound": None if math.isnan(plan.mfu_bound) else plan.mfu_bound,
-        "layout": [place._asdict() | {"spec": spelled(place, plan.mesh)} for place in plan.params + plan.frozen],
+        "layout": [place._asdict() for place in plan.params + plan.frozen],
     }
