@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rdro_jax.config import Config, ModelSource
 from rdro_jax.errors import ConfigError
 from rdro_jax.models import LoraConfig
+from rdro_jax.optim import OptimizerConfig
 from rdro_jax.parallel import MeshConfig
 from rdro_jax.plan.estimate import abstract_mesh, estimate, plan_state, row_shards
 from rdro_jax.plan.plan import Plan
@@ -31,10 +32,10 @@ class Change(NamedTuple):
 def advise(plan: Plan) -> str:
     """One line: keys to set, or how many such devices the state alone wants."""
     # Micro-batches change no state: its shapes are looked up once for each mesh and model.
-    states = functools.cache(lambda mesh, model: _state(plan, mesh, model))
+    states = functools.cache(lambda mesh, model, optimizer: _state(plan, mesh, model, optimizer))
     for changes in _candidates(plan):
         config = plan.config.model_copy(update={key: new for change in changes for key, new in change.values.items()})
-        peak = _peak(config, plan.topology.platform, states(config.mesh, config.model))
+        peak = _peak(config, plan.topology.platform, states(config.mesh, config.model, config.optimizer))
         if peak is not None and peak <= MARGIN * plan.topology.device.memory:
             return f"by the estimate {peak / GIB:.2f} GiB with {' '.join(filter(None, (c.keys for c in changes)))}"
     parts = plan.parts
@@ -48,19 +49,26 @@ def advise(plan: Plan) -> str:
 
 def _candidates(plan: Plan) -> Iterator[tuple[Change, ...]]:
     """Combinations of changes, what costs least first: recomputation, micro-batches, mesh, precision, adapters."""
-    combinations = itertools.product(_models(plan.config.model), _meshes(plan), _counts(plan.config))
+    combinations = itertools.product(_precisions(plan.config), _meshes(plan), _counts(plan.config))
     return (changes for changes in combinations if any(change.values for change in changes))
 
 
-def _models(model: ModelSource) -> list[Change]:
-    remat = "" if model.remat == "full" else "model.remat=full "
-    full = dataclasses.replace(model, remat="full")
+def _precisions(config: Config) -> list[Change]:
+    """What is computed again, kept in half the bytes, or not trained at all."""
+    now, optimizer = config.model, dataclasses.replace(config.optimizer, mu_dtype="bfloat16")
+    full = dataclasses.replace(now, remat="full")
     small, adapters = dataclasses.replace(full, dtype="bfloat16"), LoraConfig()
-    changes = [Change("", {})] + ([Change(remat.strip(), {"model": full})] if remat else [])
-    if model.dtype != "bfloat16":
-        changes.append(Change(f"{remat}model.dtype=bfloat16", {"model": small}))
-    if model.lora is None:
-        keys = f"{remat}model.lora.r={adapters.r} model.dtype=bfloat16"
+    again = [] if now.remat == "full" else ["model.remat=full"]
+    half = [] if now.dtype == "bfloat16" else ["model.dtype=bfloat16"]
+    moment = [] if config.optimizer == optimizer else ["optimizer.mu_dtype=bfloat16"]
+    changes = [Change("", {}), Change(" ".join(again), {"model": full})] if again else [Change("", {})]
+    if moment:
+        changes.append(Change(" ".join(again + moment), {"model": full, "optimizer": optimizer}))
+    if half:
+        values = {"model": small, "optimizer": optimizer}
+        changes.append(Change(" ".join(again + moment + half), values))
+    if now.lora is None:
+        keys = " ".join([*again, f"model.lora.r={adapters.r}", *half])
         changes.append(Change(keys, {"model": dataclasses.replace(small, lora=adapters)}))
     return changes
 
@@ -83,9 +91,10 @@ def _counts(config: Config) -> list[Change]:
     return [Change("", {}), *(Change(f"num_microbatches={n}", {"num_microbatches": n}) for n in counts)]
 
 
-def _state(plan: Plan, mesh: MeshConfig, source: ModelSource) -> tuple[Any, ...] | None:
+def _state(plan: Plan, mesh: MeshConfig, source: ModelSource, optimizer: OptimizerConfig) -> tuple[Any, ...] | None:
     """Model, mesh, state and batch; None where the mesh does not divide the model or the batch."""
-    config, model = plan.config.model_copy(update={"mesh": mesh, "model": source}), computing_as(plan.model, source)
+    config = plan.config.model_copy(update={"mesh": mesh, "model": source, "optimizer": optimizer})
+    model = computing_as(plan.model, source)
     model = dataclasses.replace(model, attention=plan.model.attention)
     try:
         abstract = abstract_mesh(mesh, plan.topology.num_devices)

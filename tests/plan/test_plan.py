@@ -127,6 +127,16 @@ def test_adapters_leave_the_model_frozen_in_the_plan(load):
     assert plan.parts.gradients == plan.parts.parameters  # adapters are float32, as their gradients
 
 
+def test_what_is_kept_grows_as_less_is_computed_again(load):
+    kept = [
+        make_plan(load(f"model.remat={remat}"), CPU, compiling=False).parts.kept for remat in ("full", "named", "dots")
+    ]
+    whole = make_plan(load("model.remat=none"), CPU, compiling=False).parts.kept
+    inputs = 2 * 32 * 32 * 4  # layers, tokens of a row, width, bytes
+    assert kept[0] == inputs
+    assert kept[0] < kept[1] < kept[2] < whole
+
+
 def test_a_batch_for_every_loss_has_what_it_reads(load):
     """Rows of a loader, as `tests/train` trains every loss on them, have the shapes that a plan takes them to have."""
     shapes = lambda config: abstract_batch(config, policy_of(planned_model(config, CPU), make_mesh(config.mesh)))  # noqa: E731
