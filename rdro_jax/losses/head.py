@@ -23,7 +23,9 @@ MAX_BLOCK = 8192
 MAX_CHUNKS = 8
 """Most parts in which the tokens of a block are taken: more leave out more tokens, and make smaller products."""
 SHORTEST_CHUNK = 256
-"""Tokens below which a chunk is not worth its own matrix products."""
+"""Tokens below which a chunk is not worth its own matrix products; of wide models a quarter of d_model.
+
+Every chunk reads and writes the block's gradient: a wide one leaves the caches, and a chunk has to be worth that."""
 
 
 class HeadSplit(NamedTuple):
@@ -173,9 +175,9 @@ class _Chunks(NamedTuple):
         return jnp.zeros_like(flat).at[self.order].set(flat, unique_indices=True)
 
 
-def _chunks(scored: Bool[Array, "tokens"]) -> _Chunks:
-    tokens = scored.shape[0]
-    fits = lambda n: tokens % n == 0 and tokens // n >= SHORTEST_CHUNK  # noqa: E731
+def _chunks(scored: Bool[Array, "tokens"], d_model: int) -> _Chunks:
+    tokens, shortest = scored.shape[0], max(SHORTEST_CHUNK, d_model // 4)
+    fits = lambda n: tokens % n == 0 and tokens // n >= shortest  # noqa: E731
     count = next((n for n in range(MAX_CHUNKS, 1, -1) if fits(n)), 1)
     length = tokens // count
     return _Chunks(jnp.argsort(~scored, stable=True), -(-jnp.sum(scored) // length), (count, length))
@@ -187,7 +189,11 @@ def _logits(rows, block):
 
 def _forward(hidden, head, targets, scored, *, max_block: int, axes: _Axes):
     """Log-probs and log-normalisers of a device's tokens over the whole vocabulary."""
-    shape, blocks, chunks = targets.shape, _blocks(head.shape[0], max_block), _chunks(scored.reshape(-1))
+    shape, blocks, chunks = (
+        targets.shape,
+        _blocks(head.shape[0], max_block),
+        _chunks(scored.reshape(-1), hidden.shape[-1]),
+    )
     rows = chunks.cut(hidden.reshape(-1, hidden.shape[-1]))
     wanted = chunks.cut(targets.reshape(-1) - _first(axes, blocks))
 
@@ -227,7 +233,7 @@ def _first(axes: _Axes, blocks: _Blocks):
 
 def _backward(hidden, head, targets, scored, log_normaliser, cotangent, *, max_block: int, axes: _Axes, learns: bool):
     """Gradients of a device's tokens and of its share of the head; the latter is None unless the head learns."""
-    blocks, chunks = _blocks(head.shape[0], max_block), _chunks(scored.reshape(-1))
+    blocks, chunks = _blocks(head.shape[0], max_block), _chunks(scored.reshape(-1), hidden.shape[-1])
     rows = chunks.cut(hidden.reshape(-1, hidden.shape[-1]))
     wanted = chunks.cut(targets.reshape(-1) - _first(axes, blocks))
     normaliser = chunks.cut(log_normaliser.reshape(-1))

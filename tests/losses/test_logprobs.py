@@ -1,5 +1,7 @@
 """The blocked log-prob head against dense float64 numpy, its memory, and its indifference to packing."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from rdro_jax.batch import Batch
 from rdro_jax.losses import completion_lengths, completion_logps_from_hidden, token_logps
+from rdro_jax.losses import head as head_module
 from rdro_jax.losses.head import _blocks
 
 D, V, T = 16, 100, 24
@@ -31,17 +34,48 @@ def case(seed=0, vocab=V):
     )
 
 
-@pytest.mark.parametrize("max_block", [7, 25, 64, 1000])
-@pytest.mark.parametrize("vocab", [V, 97])
-def test_value_and_gradients_equal_dense_float64(max_block, vocab):
+def compute(hidden, head, targets, cotangent, scored=None, **options):
+    """Log-probs and their gradients, as one program."""
+
+    @jax.jit
+    def both(hidden, head):
+        logps, vjp = jax.vjp(lambda h, w: token_logps(h, w, jnp.asarray(targets), scored, **options), hidden, head)
+        return logps, *vjp(jnp.asarray(cotangent))
+
+    return [np.asarray(x, np.float32) for x in both(hidden, head)]
+
+
+@pytest.mark.parametrize(("max_block", "vocab"), [(7, V), (25, V), (1000, V), (7, 97), (64, 97)])
+def test_value_and_gradients_equal_dense_float64(max_block, vocab, monkeypatch):
+    monkeypatch.setattr(head_module, "SHORTEST_CHUNK", 6)  # chunks of 6 tokens; 10 of 24 have no loss
     hidden, head, targets, cotangent = case(vocab=vocab)
-    logps, vjp = jax.vjp(lambda h, w: token_logps(h, w, jnp.asarray(targets), max_block=max_block), hidden, head)
-    d_hidden, d_head = vjp(jnp.asarray(cotangent))
+    scored = np.random.default_rng(5).permutation(T) >= 10
+    logps, d_hidden, d_head = compute(hidden, head, targets, cotangent, jnp.asarray(scored), max_block=max_block)
     wanted, probabilities = dense(hidden, head, targets)
-    d_logits = cotangent[:, None] * (np.eye(vocab)[targets] - probabilities)
-    np.testing.assert_allclose(logps, wanted, rtol=1e-5, atol=1e-6)
+    d_logits = (scored * cotangent)[:, None] * (np.eye(vocab)[targets] - probabilities)
+    np.testing.assert_allclose(logps, scored * wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(d_hidden, d_logits @ head, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(d_head, d_logits.T @ hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_operands_are_summed_in_float32():
+    hidden, head, targets, cotangent = case()
+    rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (hidden, head)]
+    logps, d_hidden, d_head = compute(jnp.asarray(hidden, jnp.bfloat16), head, targets, cotangent, max_block=25)
+    wanted, probabilities = dense(*rounded, targets)
+    d_logits = cotangent[:, None] * (np.eye(V)[targets] - probabilities)
+    np.testing.assert_allclose(logps, wanted, rtol=1e-5, atol=1e-5)  # nothing but the operands is rounded
+    for got, exact in ((d_hidden, d_logits @ rounded[1]), (d_head, d_logits.T @ rounded[0])):
+        assert np.linalg.norm(got - exact) < 4e-3 * np.linalg.norm(exact)
+
+
+def test_a_frozen_head_costs_no_gradient():
+    hidden, head, targets, _ = case()
+    value = lambda h, w: token_logps(h, w, jnp.asarray(targets)).sum()  # noqa: E731
+    products = [
+        str(jax.make_jaxpr(jax.grad(value, wanted))(hidden, head)).count("dot_general[") for wanted in (0, (0, 1))
+    ]
+    assert products == [3, 4]  # logits, logits again, gradient of the tokens; gradient of the head
 
 
 def test_blocks_divide_the_vocabularies_people_use():
@@ -53,26 +87,25 @@ def test_blocks_divide_the_vocabularies_people_use():
 
 def test_logits_of_a_thousand_nats_stay_finite():
     hidden, head, targets, _ = case()
-    logps, vjp = jax.vjp(lambda h, w: token_logps(h, w, jnp.asarray(targets), max_block=32), hidden * 1e3, head)
-    assert np.isfinite(logps).all()
-    assert all(np.isfinite(g).all() for g in vjp(jnp.ones(T)))
+    assert all(np.isfinite(x).all() for x in compute(hidden * 1e3, head, targets, np.ones(T, np.float32), max_block=32))
+
+
+def lowered(tokens, vocab, logps=token_logps):
+    """The program of both gradients for so many tokens and words."""
+    shapes = [((tokens, D), jnp.float32), ((vocab, D), jnp.float32), ((tokens,), jnp.int32)]
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    return jax.jit(jax.grad(lambda *arrays: logps(*arrays).sum(), argnums=(0, 1))).lower(*arguments).compile()
 
 
 def test_no_buffer_of_tokens_by_vocabulary():
     tokens, vocab = 512, 32_768
-    hidden = jax.ShapeDtypeStruct((tokens, D), jnp.float32)
-    head = jax.ShapeDtypeStruct((vocab, D), jnp.float32)
-    targets = jax.ShapeDtypeStruct((tokens,), jnp.int32)
-    grads = jax.jit(jax.grad(lambda h, w, t: token_logps(h, w, t).sum(), argnums=(0, 1)))
-    compiled = grads.lower(hidden, head, targets).compile()
-    assert f"{tokens},{vocab}" not in compiled.as_text()
-    assert f"{vocab},{tokens}" not in compiled.as_text()
-    block = tokens * 8192 * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < 3 * block
-    dense_grads = jax.jit(
-        jax.grad(lambda h, w, t: jnp.take_along_axis(jax.nn.log_softmax(h @ w.T), t[:, None], 1).sum(), argnums=(0, 1))
-    )
-    assert f"{tokens},{vocab}" in dense_grads.lower(hidden, head, targets).compile().as_text()
+    small, large = lowered(tokens, vocab), lowered(4 * tokens, 4 * vocab)
+    assert not re.search(rf"{tokens},{vocab}|{vocab},{tokens}", small.as_text())
+    temporaries = [program.memory_analysis().temp_size_in_bytes for program in (small, large)]
+    assert temporaries[0] < 3 * 256 * 8192 * 4  # of one chunk by one block
+    assert temporaries[1] - temporaries[0] < 4 * tokens * 256  # sixteen times the product: a few numbers a token more
+    dense = lambda h, w, t: jnp.take_along_axis(jax.nn.log_softmax(h @ w.T), t[:, None], 1)  # noqa: E731
+    assert f"{tokens},{vocab}" in lowered(tokens, vocab, dense).as_text()
 
 
 def packed_batch():

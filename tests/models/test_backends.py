@@ -71,3 +71,24 @@ def test_the_platform_chooses_among_what_can_compute(platform, changes, seq, wan
 def test_what_is_named_and_cannot_is_refused(attention, seq, message):
     with pytest.raises(ConfigError, match=message):
         choose_backend(replace(CONFIG, attention=attention), seq)
+
+
+def test_splash_on_parts_of_a_row_is_splash_on_the_row():
+    """What each device of a context axis computes: its own queries, keys and values of the row; gradients too."""
+    draw = np.random.default_rng(2).standard_normal
+    queries, keys, values, direction = (jnp.asarray(draw((1, n, 256, 64)), jnp.float32) for n in (2, 1, 1, 2))
+    ids = jnp.asarray([[1] * 100 + [2] * 156])
+
+    def in_parts(queries, keys, values):
+        parts = [
+            attend_splash(queries[:, :, at : at + 128], keys, values, ids, part=at // 128, parts=2, interpret=True)
+            for at in (0, 128)
+        ]
+        return jnp.concatenate(parts, axis=2)
+
+    def both(kernel):
+        return jax.jit(jax.value_and_grad(lambda *qkv: (kernel(*qkv) * direction).sum(), (0, 1, 2)))
+
+    wanted = both(lambda *qkv: attend(*qkv, packed_mask(ids)))(queries, keys, values)
+    got = both(in_parts)(queries, keys, values)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, wanted)
