@@ -85,7 +85,7 @@ def _shown(value: Any) -> str:
 
 def _suggestion(section: str, name: str, schema: Any, values: Mapping[str, Any]) -> str:
     """The known key nearest to an unknown one: in another section under the very same name, else in its own."""
-    elsewhere = [key for key in _all_keys(schema) if key.rpartition(".")[2] == name]
+    elsewhere = [key for key in _all_keys(schema) if key.rpartition(".")[2] == name and key != f"{section}.{name}"]
     own = _keys_at(section, schema, values)
     # Half the letters are enough: the shortest keys have two.
     near = elsewhere[:1] or get_close_matches(name, own, n=1, cutoff=0.5)

@@ -43,7 +43,7 @@ def _read_with_defaults(path: Path, chain: tuple[Path, ...]) -> Layer:
     """The layer of a file on top of the files it inherits."""
     if path.resolve() in [parent.resolve() for parent in chain]:
         raise ConfigError(f"{chain[0]}: defaults go in a circle: {' -> '.join(map(str, (*chain, path)))}")
-    own = read_document(_read_text(path), str(path))
+    own = read_document(read_text(path), str(path))
     defaults = own.values.pop("defaults", [])
     if not isinstance(defaults, list) or not all(isinstance(name, str) for name in defaults):
         raise ConfigError(f"{own.places['defaults']}: defaults: got {defaults!r}; wanted a list of files")
@@ -53,7 +53,7 @@ def _read_with_defaults(path: Path, chain: tuple[Path, ...]) -> Layer:
     return _stack(layer, own)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Text of a config file. Raises: ConfigError."""
     try:
         with path.open("rb") as file:

@@ -80,17 +80,25 @@ def locked(config: Config) -> Iterator[None]:
     Raises `ConfigError` naming the process that holds it, `StorageError` where the folder cannot be written.
     """
     held: list[FileLock] = []
-    from_first(lambda: held.append(_lock(config)))
+    from_first(lambda: held.append(_lock(make_folder(config))))
     try:
         yield
     finally:
         for lock in held:
-            (Path(config.output_dir) / HOLDER_FILE).unlink(missing_ok=True)
-            lock.release()
+            _unlock(Path(config.output_dir), lock)
 
 
-def _lock(config: Config) -> FileLock:
-    path = make_folder(config)
+@contextmanager
+def hold_folder(path: Path) -> Iterator[None]:
+    """The same for any folder, of one process; JAX is not asked, so no device is taken. Raises: as `locked`."""
+    lock = _lock(path)
+    try:
+        yield
+    finally:
+        _unlock(path, lock)
+
+
+def _lock(path: Path) -> FileLock:
     try:
         lock = FileLock(path / LOCK_FILE, timeout=0)
         lock.acquire()
@@ -103,6 +111,11 @@ def _lock(config: Config) -> FileLock:
         ) from None
     except OSError as error:
         raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
+
+
+def _unlock(path: Path, lock: FileLock) -> None:
+    (path / HOLDER_FILE).unlink(missing_ok=True)
+    lock.release()
 
 
 def make_folder(config: Config) -> Path:

@@ -1,0 +1,192 @@
+"""Runs that go on elsewhere: SLURM jobs, managed jobs of SkyPilot."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from rdro_jax.errors import EXIT_DONE, ConfigError
+from rdro_jax.sweep import executors
+from rdro_jax.sweep.executors import Executor, Job, LocalExecutor, shared_environment
+from rdro_jax.sweep.runs import LOG_FILE, Run
+from rdro_jax.sweep.spec import LoadedSweep, Local, Sky, Slurm
+
+JOB_FILE, CODE_FILE = "job.json", "exit_code"
+CLUSTER = "slurm"
+"""submitit's name of the engine."""
+
+
+def make_executor(loaded: LoadedSweep) -> Executor:
+    """The executor a sweep names. Raises: ConfigError where what it needs is missing."""
+    executor = loaded.sweep.executor
+    if isinstance(executor, Local):
+        return LocalExecutor(executor, loaded.folder)
+    return SlurmExecutor(executor, loaded.folder) if isinstance(executor, Slurm) else SkyExecutor(executor)
+
+
+class SlurmExecutor:
+    """Each run is a SLURM job that submitit submits, requeues before its time limit and when it is preempted."""
+
+    detached = True
+
+    def __init__(self, config: Slurm, folder: Path):
+        try:
+            import submitit
+        except ImportError:
+            raise ConfigError("executor.name: slurm needs the package submitit: pip install submitit") from None
+        self._submitit, self._folder = submitit, folder
+        if shutil.which("sbatch") is None:
+            raise ConfigError("executor.name: slurm needs sbatch; start the sweep on a login node of the cluster")
+        self._executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=CLUSTER)
+        self._executor.update_parameters(timeout_min=config.timeout_min, **config.options)
+
+    def start(self, run: Run, slot: int) -> Job:
+        """Submit the run; the job goes on when we do not."""
+        del slot
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / CODE_FILE).unlink(missing_ok=True)
+        self._executor.update_parameters(name=f"rdro-{run.name.replace('/', '-')}")
+        job = self._executor.submit(Attempt(run, [*executors.COMMAND, *run.words], shared_environment(self._folder)))
+        (run.folder / JOB_FILE).write_text(json.dumps({"slurm": job.job_id}))
+        return _SlurmJob(run, job)
+
+    def find(self, run: Run) -> Job | None:
+        """The job an earlier coordinator submitted, if SLURM still has it."""
+        number = _job_id(run, "slurm")
+        if number is None:
+            return None
+        job = _SlurmJob(run, self._submitit.SlurmJob(folder=self._folder / "slurm", job_id=number))
+        return job if job.poll() is None else None
+
+
+class Attempt:
+    """What a SLURM job does: run the command; save and be requeued when its time is up."""
+
+    def __init__(self, run: Run, command: list[str], environment: dict[str, str]):
+        self._run, self._command, self._environment = run, command, environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        # submitit's SIGUSR2 reaches every process of the job; only its own handler may act on it.
+        command = ["env", "--ignore-signal=USR2", *self._command]
+        with (self._run.folder / LOG_FILE).open("a") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self._environment)
+            code = self._process.wait()
+        code = code if code >= 0 else 128 - code
+        (self._run.folder / CODE_FILE).write_text(str(code))
+        return code
+
+    def checkpoint(self) -> Any:
+        """What submitit calls before the job is taken away: the same again, once the run has saved its state."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        return DelayedSubmission(Attempt(self._run, self._command, self._environment))
+
+
+class _SlurmJob:
+    def __init__(self, run: Run, job: Any):
+        self._run, self._job, self._cancelled = run, job, False
+
+    def poll(self) -> int | None:
+        if not self._job.done():
+            return None
+        return _written_code(self._run)
+
+    def stop(self) -> None:
+        # The state was saved at the last checkpoint; a cancelled job is gone, a later one goes on there.
+        if not self._cancelled:
+            self._job.cancel()
+        self._cancelled = True
+
+
+class SkyExecutor:
+    """Each run is a managed job: `sky jobs launch` of the sweep's task file, told its command by RDRO_COMMAND."""
+
+    detached = True
+
+    def __init__(self, config: Sky):
+        if shutil.which("sky") is None:
+            raise ConfigError("executor.name: sky needs SkyPilot's command: pip install skypilot, then sky check")
+        if not Path(config.task).is_file():
+            raise ConfigError(f"executor.task: no file '{config.task}'; wanted a SkyPilot task")
+        self._config = config
+
+    def start(self, run: Run, slot: int) -> Job:
+        """Launch the run; SkyPilot restarts it where a spot machine is taken away."""
+        del slot
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / CODE_FILE).unlink(missing_ok=True)
+        name = f"rdro-{run.folder.absolute().as_posix().strip('/').replace('/', '-')}".lower()
+        name = re.sub(r"[^a-z0-9-]", "-", name)[-50:].strip("-")
+        code = shlex.quote(str(run.folder / CODE_FILE))
+        command = f"rdro {shlex.join(run.words)}; code=$?; echo $code > {code}; exit $code"
+        told = ("--name", name, "--env", f"RDRO_COMMAND={command}")
+        _sky("jobs", "launch", "--yes", "--detach-run", *told, self._config.task)
+        (run.folder / JOB_FILE).write_text(json.dumps({"sky": name}))
+        return _SkyJob(run, name)
+
+    def find(self, run: Run) -> Job | None:
+        """The job an earlier coordinator launched, if SkyPilot still has it."""
+        name = _job_id(run, "sky")
+        job = _SkyJob(run, name) if name else None
+        return job if job and job.poll() is None else None
+
+
+class _SkyJob:
+    SECONDS = 30
+    """Between two questions to SkyPilot."""
+
+    def __init__(self, run: Run, name: str):
+        self._run, self._name, self._asked, self._ended, self._cancelled = run, name, 0.0, False, False
+
+    def poll(self) -> int | None:
+        if not self._ended and time.monotonic() - self._asked > self.SECONDS:
+            self._asked = time.monotonic()
+            queue = json.loads(_sky("jobs", "queue", "--output", "json") or "[]")
+            states = [job["status"] for job in queue if job["job_name"] == self._name]
+            self._ended = not states or states[0].rpartition(".")[2] in SKY_ENDS
+        return _written_code(self._run) if self._ended else None
+
+    def stop(self) -> None:
+        if not self._cancelled:
+            _sky("jobs", "cancel", "--yes", "--name", self._name)
+        self._cancelled = True
+
+
+SKY_ENDS = (
+    *("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "FAILED_CONTROLLER"),
+    *("CANCELLED", "FAILED_DRIVER"),
+)
+"""States of a managed job that nothing comes after."""
+
+
+def _sky(*words: str) -> str:
+    """What a `sky` command prints. Raises: ConfigError with its last line."""
+    done = subprocess.run(["sky", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().split("\n")[-1]
+        raise ConfigError(f"sky {words[0]} {words[1]}: {said}")
+    return done.stdout
+
+
+def _job_id(run: Run, engine: str) -> str | None:
+    file = run.folder / JOB_FILE
+    return json.loads(file.read_text()).get(engine) if file.exists() else None
+
+
+def _written_code(run: Run) -> int:
+    """Exit code of a job that ended: as its files tell it; without a word it was taken away."""
+    if run.result() is not None:
+        return EXIT_DONE
+    file = run.folder / CODE_FILE
+    written = file.read_text().strip() if file.exists() else ""
+    return int(written) if written.isdigit() else 128 + signal.SIGKILL

@@ -1,0 +1,128 @@
+"""run(file): a sweep from its YAML file to its results, or on from where it stopped."""
+
+import json
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rdro_jax.config import check_inputs
+from rdro_jax.errors import ConfigError, RestartWanted
+from rdro_jax.sweep.coordinator import Coordinator
+from rdro_jax.sweep.elsewhere import make_executor
+from rdro_jax.sweep.journal import Journal, known_points, planned
+from rdro_jax.sweep.page import write_page
+from rdro_jax.sweep.results import read_trials, write_results
+from rdro_jax.sweep.runs import runs_of
+from rdro_jax.sweep.space import Point, flatten
+from rdro_jax.sweep.spec import MAY_CHANGE, LoadedSweep, differences, load_sweep
+from rdro_jax.train.console import say
+from rdro_jax.train.run import hold_folder, write_json
+from rdro_jax.train.run import identity as run_identity
+
+RECORD_FILE = "sweep.json"
+POLL_SECONDS = 0.2
+RESULTS_SECONDS = 10.0
+"""Between two writings of the results while trials go on."""
+
+
+def run(file: str | Path, *, retry_failed: bool = False) -> Path:
+    """Run the sweep that `file` describes, or go on with it; returns its folder.
+
+    Raises: `RdroError` for what is wrong before the first trial, `RestartWanted` when it is asked to stop: every run
+    here has saved its state then, jobs elsewhere go on, and the same command takes them up.
+    """
+    loaded = load_sweep(file)
+    check_inputs(loaded.config(next(loaded.space.probes())))
+    executor = make_executor(loaded)
+    loaded.folder.mkdir(parents=True, exist_ok=True)
+    with hold_folder(loaded.folder):
+        _check_same_sweep(loaded)
+        journal = Journal(loaded)
+        if retry_failed:
+            say(f"{journal.retry_failed()} failed trials stand in line again")
+        _coordinate(loaded, journal, Coordinator(loaded, journal, executor))
+    return loaded.folder
+
+
+def _coordinate(loaded: LoadedSweep, journal: Journal, coordinator: Coordinator) -> None:
+    """Go round until nothing is left; the results on disk are never older than `RESULTS_SECONDS`."""
+    say(f"{loaded.folder}: {planned(loaded)} trials, {loaded.sweep.parallel} at a time; rdro sweep FILE --status shows")
+    written = time.monotonic()
+    with _stop_asked() as stop:
+        try:
+            while coordinator.busy():
+                if stop():
+                    _stop(coordinator)
+                    raise RestartWanted(f"{loaded.folder}: {stop()}: no run is left here; the same command goes on")
+                if time.monotonic() - written > RESULTS_SECONDS:
+                    write_results(loaded, read_trials(loaded, journal))
+                    written = time.monotonic()
+                time.sleep(POLL_SECONDS)
+        except ConfigError:
+            _stop(coordinator)
+            raise
+        finally:
+            rows = read_trials(loaded, journal)
+            write_results(loaded, rows)
+            write_page(loaded, rows, journal.importance())
+    states = [row["state"] for row in rows]
+    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    say(f"{loaded.folder}: {told}; report.html, results.jsonl, results.csv and best.yaml tell the rest")
+
+
+def _stop(coordinator: Coordinator) -> None:
+    while coordinator.stop():
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _stop_asked() -> Iterator[Callable[[], str | None]]:
+    """While it is open, SIGTERM and Ctrl-C are noted; the name of the first, or None."""
+    received: list[str] = []
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_same_sweep(loaded: LoadedSweep) -> None:
+    """Write down what the sweep is, or raise ConfigError where its folder holds another one."""
+    file, now = loaded.folder / RECORD_FILE, identity(loaded)
+    if not file.exists():
+        write_json(file, now)
+        return
+    changed = differences(json.loads(file.read_text()), now)
+    if changed:
+        raise ConfigError(
+            f"output_dir: {loaded.folder} holds another sweep ({', '.join(changed)}); name another folder for a new "
+            f"one, or set the old values to go on; {', '.join(MAY_CHANGE)} may change"
+        )
+
+
+def identity(loaded: LoadedSweep) -> Point:
+    """What decides the numbers of a sweep, by dotted key: of its file, and of the config it starts from."""
+    sweep = loaded.sweep.model_dump(mode="json", exclude={*MAY_CHANGE, "base", "output_dir", "set"})
+    config = run_identity(loaded.config(next(loaded.space.probes())))
+    return json.loads(json.dumps(flatten(sweep) | {f"base.{key}": value for key, value in config.items()}))
+
+
+def dry_run(file: str | Path) -> Iterator[str]:
+    """One line per trial that is certain to be tried: the command of each of its runs."""
+    loaded = load_sweep(file)
+    points = list(known_points(loaded))
+    for number, point in enumerate(points):
+        loaded.config(point)
+        for each in runs_of(loaded, number, point):
+            yield f"rdro {shlex.join(each.words)}"
+    if len(points) < planned(loaded):
+        yield f"# {planned(loaded) - len(points)} more, chosen in the light of these"

@@ -1,0 +1,244 @@
+"""The sweep file: one YAML mapping -> a checked `Sweep`. Its fields are the documentation of its keys."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from rdro_jax.config import Config, load_config
+from rdro_jax.config.document import Layer, read_document
+from rdro_jax.config.explain import explain, place_of
+from rdro_jax.config.loader import read_text
+from rdro_jax.config.schema import Name
+from rdro_jax.errors import ConfigError
+from rdro_jax.losses import Loss
+from rdro_jax.sweep.space import Point, Space, flatten, read_space
+
+LOSSES = tuple(kind.name for kind in get_args(Loss))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which points are tried."""
+
+    name: Literal["grid", "random", "qmc", "tpe"] = "tpe"
+    """grid: every point once; random; qmc: a scrambled Sobol sequence; tpe: Bayesian, after `startup` random ones."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the points: point n is a function of it and n, whether or not the sweep was stopped before."""
+    startup: PositiveInt = 10
+    """Random points before tpe models the objective."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a good trial is."""
+
+    metric: str = "eval_loss"
+    """A metric of `result.json`, as `metrics.jsonl` names it."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """When a trial is given up early; looked at on the trial's first seed, other seeds follow if it passes."""
+
+    name: Literal["median", "halving"] = "median"
+    """median: worse than the median of earlier trials at that step; halving: asynchronous successive halving."""
+    metric: str | None = None
+    """Metric of `metrics.jsonl` that is compared; null is the objective's."""
+    direction: Literal["minimize", "maximize"] | None = None
+    """Of that metric; null is the objective's."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps before which nothing is pruned."""
+    startup: Annotated[int, Field(ge=0)] = 5
+    """Trials that finish before anything is pruned."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """Trials are processes of this machine."""
+
+    name: Literal["local"] = "local"
+    accelerator: Literal["none", "gpu", "tpu"] = "none"
+    """Kind of device that is dealt out to the slots; none leaves it to JAX."""
+    devices_per_trial: PositiveInt = 1
+    """Devices of one slot; slot k has the k-th so many."""
+    stop_seconds: PositiveInt = 60
+    """Time a trial has to save its state when the sweep is stopped, before it is killed."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Trials are SLURM jobs, submitted by submitit; `parallel` is the number of jobs at a time."""
+
+    name: Literal["slurm"]
+    timeout_min: PositiveInt = 60
+    """Time limit of a job, in minutes; what is not finished by then is requeued."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further parameters of submitit's SLURM executor: slurm_partition, slurm_gres, slurm_account, mem_gb, ..."""
+
+
+@dataclass(frozen=True)
+class Sky:
+    """Trials are managed jobs of SkyPilot, restarted where a spot machine is taken away."""
+
+    name: Literal["sky"]
+    task: Name
+    """SkyPilot task file, such as launch/skypilot/sweep_trial.yaml; it runs $RDRO_COMMAND on a mounted `output_dir`."""
+
+
+class Sweep(BaseModel):
+    """A whole sweep; paths but `base` are read from the working directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    base: Name
+    """Config of every trial, relative to the sweep file."""
+    output_dir: Name
+    """Folder of the sweep; the same folder again resumes it."""
+    set: dict[str, Any] = {}
+    """Keys of the config that every trial has in another way than `base`, nested as there."""
+    space: dict[str, Any]
+    """Keys of the config that trials differ in: choice, range or log; under `loss`, each loss may have its own."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = ()
+    """Each point is run with each of these as `seed`; its value is their mean, with a confidence interval."""
+    objective: Objective = Objective()
+    """What a good trial is."""
+    sampler: Sampler = Sampler()
+    """Which points are tried."""
+    trials: PositiveInt | None = None
+    """Points to try; a grid has as many as it has."""
+    parallel: PositiveInt = 1
+    """Runs at a time."""
+    pruner: Pruner | None = None
+    """When a trial is given up early; null is never."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """Times a run is started again after its process died by a signal; codes 2 to 6 and 70 are never restarted."""
+    executor: Annotated[Local | Slurm | Sky, Field(discriminator="name")] = Local()
+    """Where trials run."""
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "Sweep":
+        if self.sampler.name == "grid" and self.trials is not None:
+            raise ConfigError("trials: a grid has as many as it has points; drop the key")
+        if self.sampler.name != "grid" and self.trials is None:
+            raise ConfigError(f"trials: missing; wanted the number of points that '{self.sampler.name}' may try")
+        if len({*self.seeds}) < len(self.seeds):
+            raise ConfigError(f"seeds: got {list(self.seeds)}; wanted each seed once")
+        return self
+
+
+MAY_CHANGE = ("trials", "parallel", "restarts", "executor")
+"""Keys that a resumed sweep may have in another way: they decide no trial's numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedSweep:
+    """A sweep file, read and checked."""
+
+    sweep: Sweep
+    space: Space
+    config_file: Path
+    """The file `base` names."""
+    fixed: Point
+    """Dotted keys of `set`, and what all trials share."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the sweep."""
+        return Path(self.sweep.output_dir)
+
+    def overrides(self, point: Point, output_dir: Path) -> list[str]:
+        """`key=value` arguments of a run at `point` in `output_dir`."""
+        # JSON is YAML, and tells "1" from 1.
+        values = self.fixed | point | {"output_dir": str(output_dir)}
+        return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+    def config(self, point: Point, output_dir: Path | None = None) -> Config:
+        """Config of a run at `point`. Raises: ConfigError."""
+        return load_config(self.config_file, self.overrides(point, output_dir or self.folder / "trials" / "0000"))
+
+
+def load_sweep(path: str | Path) -> LoadedSweep:
+    """The sweep that the file at `path` describes, every key of it checked against the config's schema.
+
+    Raises: ConfigError, one line with file and line, dotted key, what was got and what is wanted.
+    """
+    layer = read_document(read_text(Path(path)), str(path))
+    try:
+        sweep = Sweep.model_validate_json(json.dumps(layer.values))
+    except ValidationError as error:
+        raise ConfigError(explain(error, Sweep, layer.values, layer.places, str(path))) from error
+    except ConfigError as error:
+        raise ConfigError(_placed(layer, str(error), str(path))) from error
+    try:
+        space = read_space(sweep.space, LOSSES)
+        if sweep.sampler.name == "grid":
+            space.grid()
+        _check_apart(sweep, space)
+    except ConfigError as error:
+        raise ConfigError(_placed(layer, str(error), str(path))) from error
+    loaded = LoadedSweep(sweep, space, Path(path).parent / sweep.base, flatten(sweep.set))
+    _check_points(loaded, layer, str(path))
+    return replace(loaded, fixed=_shared(loaded) | loaded.fixed)
+
+
+def _check_apart(sweep: Sweep, space: Space) -> None:
+    """Raise ConfigError where two parts of the sweep file set one key, or set what the sweep sets itself."""
+    keys = [*space.common, *(key for own in space.losses.values() for key in own)]
+    if sweep.seeds and "seed" in keys:
+        raise ConfigError("seeds: 'seed' is a key of the space too; keep one of the two")
+    for section, used in (("space", keys), ("set", flatten(sweep.set))):
+        if "output_dir" in used:
+            raise ConfigError(f"{section}.output_dir: each run gets a folder of its own below the sweep's")
+    for key in flatten(sweep.set):
+        if key in keys:
+            raise ConfigError(f"set.{key}: a key of the space too; keep one of the two")
+
+
+def _shared(loaded: LoadedSweep) -> Point:
+    """Prepared data and reference log-probs in folders that all runs share, unless the config names others."""
+    config = loaded.config(next(loaded.space.probes()))
+    own = {"data.prepared": config.data.prepared, "reference.store": config.reference.store}
+    keys = [key for key, value in own.items() if value is None and key not in loaded.space.common]
+    return {key: str(loaded.folder / key.replace(".", "_")) for key in keys}
+
+
+def _check_points(loaded: LoadedSweep, layer: Layer, path: str) -> None:
+    """Raise ConfigError unless every key and value of the sweep makes a config, before trial 0."""
+    for point in loaded.space.probes():
+        try:
+            config = loaded.config(point)
+        except ConfigError as error:
+            raise ConfigError(_blame(loaded, layer, str(error), path, point)) from error
+        metric = loaded.sweep.objective.metric
+        if metric.startswith("eval_") and config.data.eval is None and not config.data.heldout_fraction:
+            where = layer.places.get("objective.metric", path)
+            raise ConfigError(f"{where}: objective.metric: '{metric}' needs held-out rows; set data.eval in 'set'")
+
+
+def _blame(loaded: LoadedSweep, layer: Layer, message: str, path: str, point: Point) -> str:
+    """A fault of `load_config`, in terms of the line of the sweep file that set the key."""
+    place, _, rest = message.partition(": ")
+    if place != "command line":
+        return message
+    key = rest.partition(":")[0]
+    loss = point.get("loss.name", "")
+    own = loss and key in loaded.space.losses.get(loss, {})
+    places = [f"space.loss.{loss}{key.removeprefix('loss')}" if own else f"space.{key}", f"set.{key}"]
+    at = next((place_of(name, layer.places, "") for name in places if name in layer.places), path)
+    return f"{at}: {rest}"
+
+
+def _placed(layer: Layer, message: str, path: str) -> str:
+    return f"{place_of(message.partition(':')[0], layer.places, path)}: {message}"
+
+
+def differences(before: Point, now: Point, most: int = 6) -> Sequence[str]:
+    """`key was X, is Y` of the keys that differ."""
+    changed = [key for key in before | now if before.get(key) != now.get(key)]
+    told = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:most]]
+    return [*told, f"and {len(changed) - most} more"] if len(changed) > most else told

@@ -1,0 +1,76 @@
+"""Runs sweeps to their end in coordinators that are killed -9: `host.py [[FILE, KILLS], ...]`, JSON on stdout.
+
+A coordinator is a fork of this process, which has imported everything once. At seeded random moments it is killed,
+every second time its trials with it; then the next one goes on. The last one is left alone.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rdro_jax.sweep import executors, load_sweep, run
+
+REAL = "REAL_TRIALS" in os.environ
+STEPS_LOG = "metrics.jsonl" if REAL else "steps.log"
+MOST_STEPS = 10
+"""Between two kills."""
+STUB = (sys.executable, "-S", str(Path(__file__).with_name("stub_trial.py")))
+
+
+def coordinator(file: str) -> int:
+    """Process id of a new coordinator."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            sys.stdout = sys.stderr
+            if not REAL:
+                executors.COMMAND = STUB
+            run(file)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def kill_trials(folder: Path) -> int:
+    """Kill every trial that is alive; returns how many."""
+    killed = 0
+    for file in folder.rglob(executors.ALIVE_FILE):
+        pid = file.read_text()
+        if pid and Path(f"/proc/{pid}/cmdline").exists() and b"output_dir" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(int(pid), signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+def steps_done(folder: Path) -> int:
+    """Steps that all trials have done together, repeated ones too."""
+    return sum(len(file.read_text().split("\n")) - 1 for file in folder.rglob(STEPS_LOG))
+
+
+def run_and_kill(file: str, rng: random.Random, kills: int) -> dict[str, int]:
+    """Kill, resume, and tell what was done."""
+    folder = load_sweep(file).folder
+    deaths = dict.fromkeys(("coordinators", "trials"), 0)
+    for number in range(kills):
+        pid, enough = coordinator(file), steps_done(folder) + rng.randint(1, MOST_STEPS)
+        while steps_done(folder) < enough and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.02))
+        os.kill(pid, signal.SIGKILL)  # fails the test where it was done already: then the kills came too late
+        os.waitpid(pid, 0)
+        deaths["coordinators"] += 1
+        if number % 2 == 0:
+            deaths["trials"] += kill_trials(folder)
+    _, status = os.waitpid(coordinator(file), 0)
+    return deaths | {"code": os.waitstatus_to_exitcode(status)}
+
+
+if __name__ == "__main__":
+    jobs = json.loads(sys.argv[1])
+    print(json.dumps([run_and_kill(file, random.Random(number), kills) for number, (file, kills) in enumerate(jobs)]))

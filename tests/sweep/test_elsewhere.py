@@ -1,0 +1,109 @@
+"""Runs that are jobs of an engine: SkyPilot's command played by a script, SLURM by submitit's own local cluster."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from rdro_jax.errors import ConfigError
+from rdro_jax.sweep import executors, load_sweep, run
+from rdro_jax.sweep.elsewhere import JOB_FILE, SkyExecutor, _SkyJob, _written_code
+from rdro_jax.sweep.runs import Run
+
+STUB = (sys.executable, "-S", str(Path(__file__).with_name("stub_trial.py")))
+SKY = """\
+#!/bin/bash
+# `sky jobs launch --yes --detach-run --name N --env RDRO_COMMAND=C TASK`, `sky jobs queue --output json`
+echo "$*" >> {folder}/asked
+case "$2" in
+  launch) (bash -c "${{8#RDRO_COMMAND=}}" > /dev/null 2>&1; echo "$6" >> {folder}/ended) & ;;
+  queue) names=$(cut -d' ' -f1 {folder}/ended | sort -u); echo -n '['; first=1
+    while read -r _ _ _ _ _ name _; do
+      [ $first = 1 ] || echo -n ,; first=0
+      state=RUNNING; grep -qx "$name" {folder}/ended && state=SUCCEEDED
+      echo -n "{{\\"job_name\\": \\"$name\\", \\"status\\": \\"$state\\"}}"
+    done < <(grep launch {folder}/asked); echo ']' ;;
+esac
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A PATH with `rdro`, the stub, and room for other commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def command(name, text):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+    command("rdro", f'#!/bin/bash\nexec {" ".join(STUB)} "$@"\n')
+    (folder / "ended").touch()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("STUB_SECONDS", "0.001")
+    monkeypatch.setattr(executors, "COMMAND", STUB)
+    return folder, command
+
+
+def states(folder):
+    return [json.loads(line)["state"] for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_skypilot_s_jobs_are_launched_once_each(machine, sweep_file, monkeypatch, tmp_path):
+    folder, command = machine
+    command("sky", SKY.format(folder=folder))
+    monkeypatch.setattr(_SkyJob, "SECONDS", 0.05)
+    (tmp_path / "task.yaml").write_text("run: bash -c $RDRO_COMMAND")
+    file = sweep_file(executor={"name": "sky", "task": str(tmp_path / "task.yaml")}, trials=3)
+    assert states(run(file)) == ["complete"] * 3
+    launches = [line for line in (folder / "asked").read_text().splitlines() if "launch" in line]
+    assert len(launches) == 3
+    assert len({line.split()[5] for line in launches}) == 3
+    run(file)
+    assert len((folder / "asked").read_text().splitlines()) >= 3
+    assert launches == [line for line in (folder / "asked").read_text().splitlines() if "launch" in line]
+
+
+def test_slurm_s_jobs_are_submitit_s(machine, sweep_file, monkeypatch):
+    pytest.importorskip("submitit")
+    _, command = machine
+    command("sbatch", "#!/bin/bash\n")
+    monkeypatch.setattr("rdro_jax.sweep.elsewhere.CLUSTER", "local")
+    file = sweep_file(executor={"name": "slurm", "options": {"slurm_partition": "gpu"}}, trials=2, parallel=2)
+    folder = run(file)
+    assert states(folder) == ["complete"] * 2
+    assert json.loads((folder / "trials" / "0000" / JOB_FILE).read_text())["slurm"]
+
+
+@pytest.mark.parametrize(("written", "code"), [("42\n", 42), ("3", 3), ("", 137), (None, 137)])
+def test_a_job_that_left_no_word_was_killed(tmp_path, written, code):
+    job = Run(0, None, tmp_path, ())
+    if written is not None:
+        (tmp_path / "exit_code").write_text(written)
+    assert _written_code(job) == code
+
+
+def test_what_is_missing_is_told_before_trial_0(sweep_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"executor\.name: sky needs SkyPilot's command"):
+        run(sweep_file(executor={"name": "sky", "task": "t.yaml"}))
+    with pytest.raises(ConfigError, match=r"executor\.name: slurm needs sbatch"):
+        run(sweep_file(executor={"name": "slurm"}))
+
+
+def test_what_sky_says_is_one_line(machine, tmp_path):
+    _, command = machine
+    command("sky", "#!/bin/bash\necho no cloud is enabled >&2\nexit 1\n")
+    (tmp_path / "task.yaml").write_text("run: echo")
+    from rdro_jax.sweep.spec import Sky
+
+    with pytest.raises(ConfigError, match="sky jobs launch: no cloud is enabled"):
+        SkyExecutor(Sky("sky", str(tmp_path / "task.yaml"))).start(Run(0, None, tmp_path / "r", ("train",)), 0)
+
+
+def test_a_sweep_elsewhere_is_left_going_when_its_coordinator_stops(sweep_file):
+    loaded = load_sweep(sweep_file())
+    assert not executors.LocalExecutor(loaded.sweep.executor, loaded.folder).detached
+    assert SkyExecutor.detached

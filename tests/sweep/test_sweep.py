@@ -1,0 +1,221 @@
+"""The life of a sweep with stub trials: in this process, no jax, no kills. What a user reads and what is on disk."""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from scipy.stats import sem, t
+
+from rdro_jax import cli
+from rdro_jax.config import load_config
+from rdro_jax.errors import ConfigError
+from rdro_jax.sweep import executors, load_sweep, run
+from rdro_jax.sweep.executors import devices_of_slot
+from rdro_jax.sweep.journal import known_points
+from rdro_jax.sweep.spec import Local
+from rdro_jax.train.run import hold_folder
+
+RATE = {"optimizer": {"learning_rate": {"log": [1.0e-7, 1.0e-5]}}}
+
+
+@pytest.fixture(autouse=True)
+def _stub(monkeypatch):
+    stub = Path(__file__).with_name("stub_trial.py")
+    monkeypatch.setattr(executors, "COMMAND", (sys.executable, "-S", str(stub)))
+    monkeypatch.setenv("STUB_SECONDS", "0.001")
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_seeds_give_a_mean_with_an_interval_and_the_best_config_loads(sweep_file):
+    space = {"optimizer": {"learning_rate": {"choice": [2.0e-6, 4.0e-6, 7.0e-6]}}}
+    folder = run(sweep_file(sampler={"name": "grid"}, space=space, seeds=[1, 2, 6], parallel=3))
+    rows = rows_of(folder)
+    # The stub's metric is |rate in millionths - 3| + seed / 100.
+    assert [row["value"] for row in rows] == pytest.approx([1.03, 1.03, 4.03])
+    values = [1.01, 1.02, 1.06]
+    low, high = t.interval(0.95, 2, loc=1.03, scale=sem(values))
+    assert rows[0]["values"] == pytest.approx(values)
+    assert rows[0]["ci95"] == pytest.approx((high - low) / 2)
+    best = load_config(folder / "best.yaml")
+    assert best.optimizer.learning_rate == 2.0e-6
+    assert best.output_dir == str(folder / "best")
+    assert (folder / "results.csv").read_text().startswith("trial,state,optimizer.learning_rate,value,ci95,seconds,why")
+
+
+def test_a_failed_trial_is_told_never_restarted_and_tried_again_when_asked(sweep_file, capsys):
+    """The stub fails with code 4 at `max_steps` 904, as a run that finds its model damaged would."""
+    space = {"max_steps": {"choice": [10, 904, 20]}}
+    file = sweep_file(sampler={"name": "grid"}, space=space, set={"optimizer": {"learning_rate": 1.0e-6}})
+    folder = run(file)
+    assert [row["state"] for row in rows_of(folder)] == ["complete", "fail", "complete"]
+    assert rows_of(folder)[1]["why"] == "max_steps: fault 904"
+    steps = folder / "trials" / "0001" / "steps.log"
+    assert steps.read_text() == "1\n2\n"
+    run(file)
+    assert steps.read_text() == "1\n2\n"
+    (folder / "trials" / "mended").touch()
+    assert cli.main(["sweep", str(file), "--retry-failed"]) == 0
+    assert "1 failed trials stand in line again" in capsys.readouterr().err
+    assert [(row["trial"], row["state"]) for row in rows_of(folder)] == [(n, "complete") for n in range(3)]
+    assert steps.read_text().split() == [*map(str, range(1, 13))]  # from its own checkpoint
+
+
+def test_a_trial_that_is_no_good_is_pruned(sweep_file, monkeypatch):
+    """Rates rise, and the stub's loss with them: the median of what went before is always better."""
+    rates = {"optimizer": {"learning_rate": {"choice": [1.0e-6, 2.0e-6, 3.0e-6, 9.0e-6]}}}
+    pruner = {"name": "median", "metric": "loss", "startup": 2, "warmup_steps": 2}
+    monkeypatch.setenv("STUB_SECONDS", "0.03")
+    folder = run(sweep_file(sampler={"name": "grid"}, space=rates, pruner=pruner, seeds=[0, 1]))
+    rows = rows_of(folder)
+    assert [row["state"] for row in rows] == ["complete", "complete", "pruned", "pruned"]
+    assert not Path(rows[3]["runs"][1]).exists()  # its second seed was not paid for
+
+
+def test_signals_stop_trials_with_their_state_saved(sweep_file, monkeypatch, capsys):
+    monkeypatch.setenv("STUB_SECONDS", "0.2")
+    file = sweep_file()
+    folder = load_sweep(file).folder
+
+    def interrupt():
+        while not (folder / "trials" / "0000" / "steps.log").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    assert cli.main(["sweep", str(file)]) == 42
+    assert "SIGTERM: no run is left here; the same command goes on" in capsys.readouterr().err
+    assert [row["state"] for row in rows_of(folder)] == ["running"]
+    monkeypatch.setenv("STUB_SECONDS", "0.001")
+    assert cli.main(["sweep", str(file)]) == 0
+    for row in rows_of(folder):
+        assert (Path(row["runs"][0]) / "steps.log").read_text().split() == [*map(str, range(1, 13))]
+
+
+def test_status_shows_every_trial(sweep_file, capsys):
+    file = sweep_file()
+    assert cli.main(["sweep", str(file), "--status"]) == 2
+    assert "no sweep was started here" in capsys.readouterr().err
+    run(file)
+    capsys.readouterr()
+    assert cli.main(["sweep", str(file), "--status"]) == 0
+    assert "2 of 2 trials ended" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_second_coordinator_names_the_first(sweep_file, capsys):
+    file = sweep_file()
+    folder = load_sweep(file).folder
+    folder.mkdir()
+    with hold_folder(folder):
+        assert cli.main(["sweep", str(file)]) == 2
+    assert f"is held by process {os.getpid()} on" in capsys.readouterr().err
+
+
+def test_a_changed_file_is_refused_with_what_changed(sweep_file):
+    file = sweep_file()
+    run(file)
+    text = file.read_text()
+    file.write_text(text.replace("trials: 2", "trials: 3").replace("parallel: 1", "parallel: 2"))
+    assert len(rows_of(run(file))) == 3
+    file.write_text(text.replace("- 1.0e-07", "- 1.0e-06"))
+    message = r"space.optimizer.learning_rate.log was \[1e-07, 1e-05\], is \[1e-06, 1e-05\]"
+    with pytest.raises(ConfigError, match=message):
+        run(file)
+
+
+def test_a_metric_nobody_has_ends_the_sweep_at_the_first_trial(sweep_file):
+    file = sweep_file(objective={"metric": "eval_lss"}, trials=5)
+    with pytest.raises(ConfigError, match=r"'eval_lss' is no metric of .*0000; it has eval_loss, loss"):
+        run(file)
+    assert len(rows_of(load_sweep(file).folder)) == 1
+
+
+def test_dry_run_prints_the_command_of_every_run(sweep_file, capsys):
+    file = sweep_file(sampler={"name": "tpe", "startup": 2}, trials=5, seeds=[7, 8])
+    assert cli.main(["sweep", str(file), "--dry-run"]) == 0
+    *lines, rest = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "seed=8" in lines[1]
+    assert all(line.startswith("rdro train ") for line in lines)
+    assert rest == "# 3 more, chosen in the light of these"
+    assert not load_sweep(file).folder.exists()
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_points_follow_from_seed_and_number_alone(sweep_file, sampler):
+    """The first three of a sweep of thirty are the sweep of three; another seed gives other points."""
+    points = {
+        (trials, seed): list(
+            known_points(load_sweep(sweep_file(sampler={"name": sampler, "seed": seed}, trials=trials)))
+        )
+        for trials, seed in ((3, 0), (30, 0), (3, 1))
+    }
+    assert points[3, 0] == points[30, 0][:3]
+    assert points[3, 0] != points[3, 1]
+    assert len({point["optimizer.learning_rate"] for point in points[30, 0]}) == 30
+
+
+def test_a_small_space_is_tried_once(sweep_file):
+    file = sweep_file(trials=50, space={"seed": {"range": [0, 4]}})
+    assert sorted(point["seed"] for point in known_points(load_sweep(file))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("config", "slot", "expected"),
+    [
+        (Local(accelerator="gpu"), 2, {"CUDA_VISIBLE_DEVICES": "2"}),
+        (Local(accelerator="gpu", devices_per_trial=2), 1, {"CUDA_VISIBLE_DEVICES": "2,3"}),
+        (Local(), 1, {}),
+    ],
+)
+def test_each_slot_has_its_devices(config, slot, expected):
+    assert devices_of_slot(config, slot) == expected
+
+
+def test_a_tpu_slot_is_told_its_chips():
+    told = devices_of_slot(Local(accelerator="tpu"), 3)
+    assert told["TPU_VISIBLE_CHIPS"] == "3"
+    assert told["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,1,1"
+
+
+FAULTS = {
+    "optimizer.learning_rte: unknown key; did you mean 'learning_rate'?": {
+        "space": {"optimizer": {"learning_rte": {"log": [1.0e-7, 1.0e-5]}}}
+    },
+    "optimizer.learning_rate: got -1; wanted a number greater than 0": {
+        "space": {"optimizer": {"learning_rate": {"choice": [1.0e-6, -1]}}}
+    },
+    "loss.alpha: unknown key; loss knows name, sft_weight": {
+        "space": {"loss": {"rdro": {}, "dpo": {"alpha": {"choice": [0.3]}}}}
+    },
+    "space.loss.beta: stands beside 'dpo' but is no loss": {"space": {"loss": {"dpo": {}, "beta": {"choice": [0.1]}}}},
+    "space.optimizer.learning_rate: a grid wants 'choice'": {"sampler": {"name": "grid"}},
+    "space.optimizer.learning_rate.log: got [0, 1]; wanted numbers above 0": {
+        "space": {"optimizer": {"learning_rate": {"log": [0, 1]}}}
+    },
+    "set.optimizer.learning_rate: a key of the space too": {"set": {"optimizer": {"learning_rate": 1.0e-6}}},
+    "seeds: 'seed' is a key of the space too": {"space": {"seed": {"choice": [1, 2]}}, "seeds": [1]},
+    "sampler.nam: unknown key; did you mean 'name'?": {"sampler": {"name": "tpe", "nam": 1}},
+    "trials: got 0; wanted a number greater than 0": {"trials": 0},
+    "objective.metric: 'eval_loss' needs held-out rows": {"set": {"data": {"eval": None}}},
+    "set.output_dir: each run gets a folder of its own": {"set": {"output_dir": "x"}},
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_are_told_before_trial_0_with_file_and_line(sweep_file, message):
+    file = sweep_file(**FAULTS[message])
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(file)
+    text = str(caught.value)
+    assert message in text
+    assert re.match(rf"{file}:(\d+:)? ", text)
+    assert "\n" not in text
