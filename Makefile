@@ -5,10 +5,12 @@ PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
 CACHE := $(HOME)/.cache/rdro_jax
 
-.PHONY: help setup quickstart test parity faults bench plans lint clean
+LAUNCH_ENV := .launch/.installed
+
+.PHONY: help setup quickstart test parity faults bench plans sweep-study sweep-faults launch-check lint clean
 
 help:            ## list the targets
-	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
 
 setup: $(ENV)    ## make .venv with everything but torch
 
@@ -47,6 +49,20 @@ $(PLANS_ENV): pyproject.toml constraints.txt
 
 plans: $(PLANS_ENV)  ## compile the plans of docs/scaling.md that docs/plans.json lacks, in an environment of its own
 	.plans/bin/python -m benchmarks.plans
+sweep-study: $(ENV)  ## losses x alpha x seeds on a task of its own, ends with runs/sweeps/study/report.html
+	.venv/bin/python -m benchmarks.sweep_task runs/sweep-task
+	.venv/bin/rdro sweep configs/sweeps/study.yaml
+sweep-faults: $(ENV)  ## sweeps of real trials whose processes are killed -9, ten times each; about a quarter of an hour
+	REAL_TRIALS=1 .venv/bin/python -m pytest tests/sweep/test_real_faults.py --timeout 7200
+
+$(LAUNCH_ENV): tests/launch/requirements.txt
+	test -x .launch/bin/python || $(PYTHON) -m venv .launch
+	.launch/bin/python -m pip install --quiet --disable-pip-version-check -r tests/launch/requirements.txt
+	touch $@
+
+launch-check: $(LAUNCH_ENV)  ## what launch/ holds, by the validators of SLURM, Kubernetes, SkyPilot, shell and Docker
+	.launch/bin/python tests/launch/check.py
+	bash tests/launch/slurm.sh
 
 lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/ruff check .
@@ -56,3 +72,4 @@ lint: $(ENV)     ## ruff, pyright, import layers
 
 clean:           ## remove environments and caches of this checkout
 	rm -rf .venv .parity .plans .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .parity .launch .pytest_cache .ruff_cache .hypothesis

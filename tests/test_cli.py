@@ -22,17 +22,8 @@ from rdro_jax.errors import (
 )
 
 COMMANDS = (
-    "train",
-    "prepare",
-    "preview",
-    "eval",
-    "generate",
-    "export",
-    "plan",
-    "import-gguf",
-    "study",
-    "doctor",
-    "quickstart",
+    *("train", "prepare", "preview", "eval", "generate", "export"),
+    *("plan", "sweep", "launch", "import-gguf", "study", "doctor", "quickstart"),
 )
 HEAVY = ("jax", "numpy", "pydantic", "omegaconf", "transformers", "flax", "orbax", "grain", "rich")
 

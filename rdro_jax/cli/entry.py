@@ -12,9 +12,11 @@ from typing import Any
 from rdro_jax.cli.data import add_prepare, add_preview
 from rdro_jax.cli.doctor import add_doctor
 from rdro_jax.cli.generate import add_generate
+from rdro_jax.cli.launch import add_launch
 from rdro_jax.cli.parser import EXIT_CODES, Parser
 from rdro_jax.cli.plan import add_plan
 from rdro_jax.cli.runs import add_eval, add_export, add_import_gguf, add_quickstart, add_study, add_train
+from rdro_jax.cli.sweeps import add_sweep
 from rdro_jax.errors import (
     EXIT_DONE,
     EXIT_INTERNAL,
@@ -28,7 +30,7 @@ from rdro_jax.errors import (
 
 COMMANDS = (
     *(add_train, add_prepare, add_preview, add_eval, add_generate, add_export),
-    *(add_plan, add_import_gguf, add_study, add_doctor, add_quickstart),
+    *(add_plan, add_sweep, add_launch, add_import_gguf, add_study, add_doctor, add_quickstart),
 )
 """Each adds the parser of one command, in the order of the help."""
 EXIT_INTERRUPTED = 130

@@ -1,0 +1,130 @@
+"""What a person would submit: templates filled in for a cluster and a run."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from rdro_jax.config import load_config
+from rdro_jax.config.document import read_document
+from rdro_jax.config.loader import read_text
+from rdro_jax.errors import ConfigError
+from rdro_jax.launch.cluster import Cluster, load_cluster
+
+TEMPLATES = Path(__file__).parent / "templates"
+DEFAULT_CLUSTERS = {"slurm": "slurm", "gke": "gke-tpu", "sky": "sky", "tpu-vm": "tpu-vm"}
+"""Cluster file below configs/clusters that an engine takes where none is named."""
+FILES = {
+    "slurm": ("train.sbatch",),
+    "gke": ("jobset.yaml",),
+    "sky": ("task.yaml",),
+    "tpu-vm": ("create.sh", "run.sh", "delete.sh"),
+}
+SWEEP_FILES = {"slurm": ("sweep_array.sbatch",), "sky": ("sweep_trial.yaml",)}
+SUBMIT = {
+    "slurm": ("sbatch", "{}"),
+    "gke": ("kubectl", "apply", "-f", "{}"),
+    "sky": ("sky", "jobs", "launch", "--yes", "{}"),
+    "tpu-vm": ("bash", "{}"),
+}
+
+
+class Job(NamedTuple):
+    """A run, or a sweep, as a launcher sees it."""
+
+    label: str
+    """Its name, in what all schedulers take: a-z, 0-9 and dashes."""
+    command: str
+    """What its machines run, quoted for a shell."""
+    output_dir: str
+    count: int = 1
+    """Runs of a sweep."""
+
+
+def render(engine: str, cluster: Cluster, job: Job, *, sweep: bool = False) -> dict[str, str]:
+    """File name -> text, for the cluster's engine. Raises: ConfigError where an engine has no files for a sweep."""
+    names = (SWEEP_FILES if sweep else FILES).get(engine)
+    if names is None:
+        raise ConfigError(f"launch {engine}: no sweeps there; wanted {' or '.join(SWEEP_FILES)}, or a run's config")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"sh": shlex.quote, "yaml": _yaml_text}
+    folder = TEMPLATES / engine.replace("-", "_")
+    values: dict[str, Any] = {"cluster": cluster, "job": job}
+    return {name: environment.from_string((folder / f"{name}.j2").read_text()).render(**values) for name in names}
+
+
+def launch(
+    engine: str, config: str, overrides: list[str], *, cluster_file: str | None, dry_run: bool
+) -> dict[Path, str] | list[str]:
+    """With `dry_run` the files that would be submitted; else submits them and returns the command that did.
+
+    Raises: ConfigError for the config, the cluster file, or what the engine's own command says.
+    """
+    cluster = load_cluster(cluster_file or f"configs/clusters/{DEFAULT_CLUSTERS[engine]}.yaml")
+    if cluster.name != engine:
+        raise ConfigError(
+            f"{cluster_file}: cluster.name: got '{cluster.name}'; wanted '{engine}', as on the command line"
+        )
+    sweep = "space" in read_document(read_text(Path(config)), config).values
+    job = sweep_job(config, overrides) if sweep else run_job(config, overrides)
+    home = Path(job.output_dir) / "launch"
+    files = {home / name: text for name, text in render(engine, cluster, job, sweep=sweep).items()}
+    if dry_run:
+        return files
+    home.mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        path.write_text(text)
+    command = [word.format(next(iter(files))) for word in SUBMIT[engine]]
+    return _submit(command)
+
+
+def run_job(config: str, overrides: list[str]) -> Job:
+    """The job of one run, its config checked before anything is paid for. Raises: ConfigError."""
+    output_dir = load_config(config, overrides).output_dir
+    if any("\n" in word for word in (config, *overrides)):
+        raise ConfigError("command line: got a line break; launchers take one line")
+    return Job(_label(output_dir), shlex.join(["rdro", "train", config, *overrides]), output_dir)
+
+
+def sweep_job(file: str, overrides: list[str]) -> Job:
+    """The job of a sweep whose points are known beforehand. Raises: ConfigError."""
+    if overrides:
+        raise ConfigError(f"command line: got {overrides[0]}; a sweep's keys stand in its file")
+    try:
+        from rdro_jax.sweep import dry_run, load_sweep
+    except ImportError:
+        raise ConfigError("sweeps need the package optuna: pip install 'rdro_jax[sweep]'") from None
+    lines = list(dry_run(file))
+    if lines[-1].startswith("#"):
+        raise ConfigError(f"{file}: sampler.name: its later points depend on results; run it by 'rdro sweep'")
+    folder = str(load_sweep(file).folder)
+    return Job(_label(folder), shlex.join(["rdro", "sweep", file, "--dry-run"]), folder, len(lines))
+
+
+def _submit(command: list[str]) -> list[str]:
+    try:
+        subprocess.run(command, check=True)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"launch: no command '{command[0]}' on this machine; launch/README.md says what to install"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"launch: '{shlex.join(command)}' ended with code {error.returncode}") from None
+    return command
+
+
+def _label(output_dir: str) -> str:
+    """The last part of a path, as Kubernetes takes names."""
+    words = re.sub(r"[^a-z0-9]+", "-", Path(output_dir).name.lower()).strip("-")[:30].strip("-")
+    return f"rdro-{words}" if words else "rdro"
+
+
+def _yaml_text(value: str) -> str:
+    """A string as one line of YAML, quoted."""
+    return yaml.safe_dump(value, default_style='"', width=10**9, allow_unicode=True).strip()
