@@ -1,9 +1,13 @@
 """What every loss receives, promises and returns."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from jaxtyping import Array, Bool, Float, Int
+
+from rdro_jax.losses.numerics import Scalar
 
 This = TypeVar("This", bound="LossBase")
 
@@ -61,6 +65,9 @@ class LossBase:
     needs_mismatched: ClassVar[bool] = False
     """Whether `statistics` reads prompts with other prompts' completions."""
 
+    traced: ClassVar[tuple[str, ...]] = ()
+    """Fields whose numbers enter the compiled step as arguments: no Python branch of the loss may look at them."""
+
     name: str = ""
     """What selects the loss in a run's config; a member of the union narrows it to a Literal."""
 
@@ -75,7 +82,7 @@ class LossBase:
         return "global"
 
     @property
-    def log_bound(self) -> float | None:
+    def log_bound(self) -> Scalar | None:
         """Largest log-ratio of the population optimum, in nats; None where it has none."""
         return None
 
@@ -87,6 +94,17 @@ class LossBase:
     def resolve(self: This, desirable_share: float) -> This:
         """Return the loss with what it takes from the training data filled in. Raises: ConfigError."""
         return self
+
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers of the `traced` fields: losses that differ in them only share one compiled step."""
+        return {name: getattr(self, name) for name in self.traced if getattr(self, name) is not None}
+
+    def with_scalars(self: This, scalars: Mapping[str, Any]) -> This:
+        """Return the loss with arrays, or what stands for them in a trace, for these numbers. Nothing is checked."""
+        traced = copy.copy(self)
+        for name, value in scalars.items():
+            object.__setattr__(traced, name, value)
+        return traced
 
     def init_running(self) -> Any:
         """Return the running statistics before the first step: a tree kept in the train state and in checkpoints."""

@@ -1,7 +1,7 @@
 """Binary classifier optimisation (Jung et al. 2024, arXiv:2404.04656)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def bco(
     desirable: Bool[Array, "examples"],
     delta: Scalar,
     *,
-    beta: float = 0.1,
+    beta: Scalar = 0.1,
     undesirable_weight: Float[Array, "examples"] | float = 1.0,
 ) -> Float[Array, "examples"]:
     """BCO loss of every example, in nats; the batch loss is the mean.
@@ -62,6 +62,8 @@ def udm_weights(
 @dataclass(frozen=True)
 class BCO(PreferenceLoss):
     """Binary classifier optimisation from unpaired data (arXiv:2404.04656)."""
+
+    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["bco"] = "bco"
     beta: float = 0.1

@@ -7,11 +7,12 @@ import jax
 from jaxtyping import Array, Float
 
 from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.numerics import Scalar
 from rdro_jax.losses.preference import PreferenceLoss, check_positive, split_pairs
 
 
 def cpo(
-    chosen_logps: Float[Array, "pairs"], rejected_logps: Float[Array, "pairs"], *, beta: float = 0.1
+    chosen_logps: Float[Array, "pairs"], rejected_logps: Float[Array, "pairs"], *, beta: Scalar = 0.1
 ) -> Float[Array, "pairs"]:
     """The contrastive term of CPO, of every pair, in nats: -log sigmoid(beta (chosen_logps - rejected_logps)).
 
@@ -33,6 +34,8 @@ class CPO(PreferenceLoss):
 
     needs_reference: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+
+    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["cpo"] = "cpo"
     beta: float = 0.1

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rdro_jax.losses.base import LossInputs, Weighted
-from rdro_jax.losses.numerics import Scalar, log1mexp
+from rdro_jax.losses.numerics import Scalar, log, log1mexp
 from rdro_jax.losses.preference import RatioLoss, check, sampling_weights
 
 
@@ -17,7 +17,7 @@ def ddro(
     reference_logps: Float[Array, "examples"],
     desirable: Bool[Array, "examples"],
     *,
-    alpha: float = 0.5,
+    alpha: Scalar = 0.5,
     epsilon: float = 0.1,
     sampling_alpha: Scalar | None = None,
 ) -> Float[Array, "examples"]:
@@ -42,7 +42,7 @@ def ddro(
     ['0.216', '0.278']
     """
     log_ratio = policy_logps - reference_logps
-    log_share = log_ratio + math.log(alpha)  # log P(+ | x, y)
+    log_share = log_ratio + log(alpha)  # log P(+ | x, y)
     # Preferred examples take no part in the second term: above the pole its NaN would reach their gradient.
     log_share_of_others = jnp.where(desirable, -1.0, log_share)
     other = _plain(log_share_of_others) if epsilon == 0 else _stabilised(log_share_of_others, epsilon)

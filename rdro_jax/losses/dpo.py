@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.numerics import Scalar
 from rdro_jax.losses.preference import PreferenceLoss, check, check_positive, split_pairs
 
 Kind = Literal["sigmoid", "robust", "ipo", "hinge", "nca_pair", "sppo_hard"]
@@ -21,7 +22,7 @@ def dpo(
     reference_chosen_logps: Float[Array, "pairs"],
     reference_rejected_logps: Float[Array, "pairs"],
     *,
-    beta: float = 0.1,
+    beta: Scalar = 0.1,
     kind: Kind = "sigmoid",
     label_smoothing: float = 0.0,
     chosen_lengths: Int[Array, "pairs"] | None = None,
@@ -79,6 +80,8 @@ class DPO(PreferenceLoss):
     """Direct preference optimisation from pairs (arXiv:2305.18290)."""
 
     paired: ClassVar[bool] = True
+
+    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["dpo"] = "dpo"
     kind: Kind = "sigmoid"

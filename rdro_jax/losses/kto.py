@@ -18,9 +18,9 @@ def kto(
     desirable: Bool[Array, "examples"],
     kl: Scalar,
     *,
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    beta: Scalar = 0.1,
+    desirable_weight: Scalar = 1.0,
+    undesirable_weight: Scalar = 1.0,
 ) -> Float[Array, "examples"]:
     """KTO loss of every example, without unit; the batch loss is the mean.
 
@@ -49,7 +49,7 @@ def apo_zero_unpaired(
     reference_logps: Float[Array, "examples"],
     desirable: Bool[Array, "examples"],
     *,
-    beta: float = 0.1,
+    beta: Scalar = 0.1,
 ) -> Float[Array, "examples"]:
     """APO-zero loss of every example, without unit: KTO anchored at kl = 0; the batch loss is the mean.
 
@@ -68,6 +68,8 @@ class KTO(PreferenceLoss):
     """Kahneman-Tversky optimisation from unpaired data (arXiv:2402.01306)."""
 
     needs_mismatched: ClassVar[bool] = True
+
+    traced: ClassVar[tuple[str, ...]] = ("beta", "desirable_weight", "undesirable_weight")
 
     name: Literal["kto"] = "kto"
     beta: float = 0.1
@@ -115,6 +117,8 @@ class KTO(PreferenceLoss):
 @dataclass(frozen=True)
 class APOZeroUnpaired(PreferenceLoss):
     """KTO with its baseline held at zero, from unpaired data: no mismatched rows (arXiv:2408.06266)."""
+
+    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["apo_zero_unpaired"] = "apo_zero_unpaired"
     beta: float = 0.1

@@ -1,10 +1,17 @@
 """Functions of log-ratios that stay finite, with finite gradients, where their textbook forms do not."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Scalar = float | int | Float[Array, ""]
+
+
+def log(x: Scalar) -> Scalar:
+    """log(x) of a number, to full precision where Python knows it, or of one that is traced."""
+    return math.log(x) if isinstance(x, int | float) else jnp.log(x)
 
 
 def lin_exp(x: Float[Array, "examples"], knee: Scalar | Float[Array, "examples"]) -> Float[Array, "examples"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rdro_jax.losses.base import LossInputs, Weighted
-from rdro_jax.losses.numerics import log1mexp
+from rdro_jax.losses.numerics import Scalar, log1mexp
 from rdro_jax.losses.preference import PreferenceLoss, check_positive, split_pairs
 from rdro_jax.losses.sft import sft
 
@@ -19,7 +19,7 @@ def orpo(
     chosen_lengths: Int[Array, "pairs"],
     rejected_lengths: Int[Array, "pairs"],
     *,
-    beta: float = 0.1,
+    beta: Scalar = 0.1,
 ) -> Float[Array, "pairs"]:
     """The odds ratio term of ORPO, of every pair, in nats.
 
@@ -53,6 +53,8 @@ class ORPO(PreferenceLoss):
 
     needs_reference: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+
+    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["orpo"] = "orpo"
     beta: float = 0.1

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses.base import LossBase, LossInputs, Weighted
-from rdro_jax.losses.numerics import Scalar
+from rdro_jax.losses.numerics import Scalar, log
 from rdro_jax.losses.sft import sft
 
 Ratio = TypeVar("Ratio", bound="RatioLoss")
@@ -76,6 +76,8 @@ def split_pairs(x: LossInputs) -> tuple[LossInputs, LossInputs]:
 class RatioLoss(PreferenceLoss):
     """A loss whose optimum is the relative density ratio, at most 1 / alpha."""
 
+    traced: ClassVar[tuple[str, ...]] = ("alpha", "sampling_alpha")
+
     alpha: float | Literal["data", "prompt", "estimate"] = "data"
     """Share of preferred examples among samples of the reference, in (0, 1). "data" takes the training share, "prompt"
     each prompt's own (RDRO only), "estimate" what held-out rows say before the first step."""
@@ -91,9 +93,9 @@ class RatioLoss(PreferenceLoss):
             check("sampling_alpha", self.sampling_alpha, 0 < self.sampling_alpha < 1, f"{wanted}, or null")
 
     @property
-    def log_bound(self) -> float | None:
+    def log_bound(self) -> Scalar | None:
         """log(1 / alpha), in nats; None while alpha is to be taken from the data."""
-        return None if isinstance(self.alpha, str) else -math.log(self.alpha)
+        return None if isinstance(self.alpha, str) else -log(self.alpha)
 
     def resolve(self: Ratio, desirable_share: float) -> Ratio:
         """Return the loss with what is left to the data replaced by the training share of preferred examples."""
@@ -103,7 +105,7 @@ class RatioLoss(PreferenceLoss):
             sampling_alpha=desirable_share if self.sampling_alpha is None else self.sampling_alpha,
         )
 
-    def known_alpha(self) -> float:
+    def known_alpha(self) -> Scalar:
         """Return alpha, which the run has resolved from the data by now."""
         assert not isinstance(self.alpha, str), "alpha is resolved from the data before the step is built"
         return self.alpha

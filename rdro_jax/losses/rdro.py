@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from rdro_jax.losses.base import LossInputs, Weighted
 from rdro_jax.losses.diagnostics import loss_floor
-from rdro_jax.losses.numerics import Scalar, lin_exp
+from rdro_jax.losses.numerics import Scalar, lin_exp, log
 from rdro_jax.losses.preference import RatioLoss, check, sampling_weights
 
 Generator = Literal["logistic", "kl", "least_squares", "power"]
@@ -172,11 +172,11 @@ class RDRO(RatioLoss):
         return self.prompt_alpha is not None or self.alpha == "prompt"
 
     @property
-    def log_bound(self) -> float | None:
+    def log_bound(self) -> Scalar | None:
         """log(1 / alpha) of the clean alpha, in nats; None while alpha is to be taken from the data."""
         if isinstance(self.alpha, str):
             return None
-        return -math.log((self.alpha - self.label_noise) / (1 - 2 * self.label_noise))
+        return -log((self.alpha - self.label_noise) / (1 - 2 * self.label_noise))
 
     @property
     def floor(self) -> float | None:
@@ -208,7 +208,7 @@ class RDRO(RatioLoss):
             exponent=self.exponent,
             estimator=self.estimator,
             desirable_share=x.statistics["desirable_share"] if self.estimator == "class_mean" else None,
-            sampling_alpha=None if self.sampling_alpha == alpha else self.sampling_alpha,
+            sampling_alpha=None if self.label_noise or self.needs_prompt_alpha else self.sampling_alpha,
             prompt_alpha=own_alpha,
             prompt_alpha_form=self.prompt_alpha or "offset",
             label_noise=self.label_noise,

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.numerics import Scalar
 from rdro_jax.losses.preference import PreferenceLoss, check_not_negative, check_positive, split_pairs
 from rdro_jax.losses.sft import sft
 
@@ -17,8 +18,8 @@ def simpo(
     chosen_lengths: Int[Array, "pairs"],
     rejected_lengths: Int[Array, "pairs"],
     *,
-    beta: float = 2.0,
-    gamma: float = 0.5,
+    beta: Scalar = 2.0,
+    gamma: Scalar = 0.5,
 ) -> Float[Array, "pairs"]:
     """SimPO loss of every pair, in nats; the batch loss is the mean.
 
@@ -42,6 +43,8 @@ class SimPO(PreferenceLoss):
 
     needs_reference: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+
+    traced: ClassVar[tuple[str, ...]] = ("beta", "gamma")
 
     name: Literal["simpo"] = "simpo"
     beta: float = 2.0

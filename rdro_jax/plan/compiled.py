@@ -58,10 +58,11 @@ def compile_step(config: Config, model: ModelConfig, mesh: Mesh) -> Compiled:
     Raises: OutOfMemory where the compiler cannot make it fit, ConfigError where the mesh does not divide the model.
     """
     policy, loss = policy_of(model, mesh), settled(config.loss)
-    optimizer = make_optimizer(config.optimizer, config.max_steps or SOME_STEPS)
+    num_steps = config.max_steps or SOME_STEPS
+    optimizer = make_optimizer(config.optimizer, num_steps)
     state, batch = abstract_state(config, policy, loss, optimizer), abstract_batch(config, policy)
     start = time.monotonic()
-    lowered = lower_step(config, policy, loss, optimizer, state, batch)
+    lowered = lower_step(config, policy, loss, num_steps, state, batch)
     program = _compile(lowered)
     seconds = time.monotonic() - start
     sizes: Any = program.memory_analysis()

@@ -34,7 +34,7 @@ from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loa
 from rdro_jax.train.exports import export_end, export_step
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.preflight import check_space, check_versions, layout
-from rdro_jax.train.program import abstract_state, lower_step
+from rdro_jax.train.program import abstract_state, lower_step, step_scalars
 from rdro_jax.train.recorder import Recorder, due
 from rdro_jax.train.run import (
     RunFolder,
@@ -122,7 +122,7 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
         check_policy_is_reference(policy, policy_params(config, state), loader)
     _introduce(config, run, loader, loss, num_steps)
 
-    step = _compile_step(config, policy, loss, optimizer, state, loader)
+    step = _compile_step(config, policy, loss, num_steps, state, loader)
     judge = lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout)  # noqa: E731
     recorder = Recorder(config, run, loss, loader, num_steps, state.params)
     publish = partial(export_step, config, policy, run)
@@ -174,13 +174,14 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
     )
 
 
-def _compile_step(config, policy, loss, optimizer, state, loader):
+def _compile_step(config, policy, loss, num_steps, state, loader):
     """The step compiled ahead of time: a wrong shape raises here, and no later call can compile again."""
     batch = global_arrays(loader[0][0], rows_sharding(policy.mesh))
     start = time.monotonic()
-    compiled = lower_step(config, policy, loss, optimizer, state, batch).compile()
+    compiled = lower_step(config, policy, loss, num_steps, state, batch).compile()
     say(f"compiled the step in {time.monotonic() - start:.1f} s")
-    return lambda state, batch: compiled(state, global_arrays(batch, rows_sharding(policy.mesh)))
+    scalars = step_scalars(config, policy, loss)
+    return lambda state, batch: compiled(state, global_arrays(batch, rows_sharding(policy.mesh)), scalars)
 
 
 def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_steps, deadline) -> TrainState:

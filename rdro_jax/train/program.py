@@ -1,42 +1,68 @@
 """The train step as a program: lowered for arrays or for shapes alone, so that a plan compiles what a run runs."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from rdro_jax.batch import Batch
 from rdro_jax.config import Config
 from rdro_jax.losses import Loss
 from rdro_jax.models import abstract_params
+from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import rows_sharding
 from rdro_jax.train.policy import Policy
 from rdro_jax.train.state import TrainState, init_state, offloaded, state_shardings
-from rdro_jax.train.step import make_train_step
+from rdro_jax.train.step import Metrics, make_train_step
 from rdro_jax.train.trained import step_params, trained_shapes
+
+Scalars = dict[str, Any]
+"""Numbers of a run that its step takes as an argument, float32: runs that differ in them only share the program."""
+LEARNING_RATE = "learning_rate"
 
 
 def lower_step(
-    config: Config, policy: Policy, loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
+    config: Config, policy: Policy, loss: Loss, num_steps: int, state: TrainState, batch: Batch
 ) -> jax.stages.Lowered:
-    """The run's step for a state and a batch, arrays or shapes, that lie where their shardings say.
+    """The step (state, batch, scalars) of a run of `num_steps`, for arrays or shapes, lying where their shardings say.
 
-    The state is donated, and the new one lies where the old one lay.
+    The state is donated, and the new one lies where the old one lay. `step_scalars` gives the third argument.
     """
-    step = make_train_step(
-        policy.logps,
-        loss,
-        optimizer,
-        num_microbatches=config.num_microbatches,
-        assemble=partial(step_params, config),
-        skip_grad_norm=config.optimizer.skip_grad_norm,
-    )
+    assemble, parts = partial(step_params, config), config.num_microbatches
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = offloaded(step, shardings) if config.optimizer.offload else step
-    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, batch)
+
+    def train_step(state: TrainState, batch: Batch, scalars: Scalars) -> tuple[TrainState, Metrics]:
+        numbers = dict(scalars)
+        traced = dataclasses.replace(config.optimizer, learning_rate=numbers.pop(LEARNING_RATE))
+        step = make_train_step(
+            policy.logps,
+            loss.with_scalars(numbers),
+            make_optimizer(traced, num_steps),
+            num_microbatches=parts,
+            assemble=assemble,
+            skip_grad_norm=config.optimizer.skip_grad_norm,
+        )
+        return (offloaded(step, shardings) if config.optimizer.offload else step)(state, batch)
+
+    everywhere = NamedSharding(policy.mesh, PartitionSpec())
+    scalars = {name: _array((), jnp.float32, everywhere) for name in _numbers(config, loss)}
+    return jax.jit(train_step, out_shardings=(shardings, None), donate_argnums=0).lower(state, batch, scalars)
+
+
+def step_scalars(config: Config, policy: Policy, loss: Loss) -> Scalars:
+    """The scalars of a run, on all devices."""
+    everywhere = NamedSharding(policy.mesh, PartitionSpec())
+    make = lambda value: jax.make_array_from_callback((), everywhere, lambda _: np.float32(value))  # noqa: E731
+    return {name: make(value) for name, value in _numbers(config, loss).items()}
+
+
+def _numbers(config: Config, loss: Loss) -> dict[str, float]:
+    return {LEARNING_RATE: config.optimizer.learning_rate, **loss.scalars()}
 
 
 def abstract_state(config: Config, policy: Policy, loss: Loss, optimizer: optax.GradientTransformation) -> TrainState:

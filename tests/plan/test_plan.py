@@ -26,8 +26,9 @@ def test_the_planned_program_is_the_one_a_run_compiles(load):
     policy = policy_of(planned_model(config, CPU), make_mesh(config.mesh))
     from rdro_jax.optim import make_optimizer
 
-    arguments = config, policy, config.loss.resolve(0.5), make_optimizer(config.optimizer, 1000)
-    state, batch = abstract_state(*arguments), abstract_batch(config, policy)
+    loss = config.loss.resolve(0.5)
+    state = abstract_state(config, policy, loss, make_optimizer(config.optimizer, 1000))
+    batch, arguments = abstract_batch(config, policy), (config, policy, loss, 1000)
     planned = lower_step(*arguments, state, batch).as_text()
     zeros = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)  # noqa: E731
     made = jax.tree.map(jax.device_put, make_batch([(2, 3)] * 8, rows=8), jax.tree.map(lambda x: x.sharding, batch))
