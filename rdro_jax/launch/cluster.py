@@ -1,7 +1,7 @@
 """The cluster file: the one place that says where runs go. Its fields are the documentation of its keys."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,8 +21,22 @@ Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9/._~-]+$")]
 
 
+Setting = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)*=[A-Za-z0-9._-]+$")]
+"""A `key=value` of a run's config."""
+
+
 @dataclass(frozen=True)
-class SlurmCluster:
+class AnyCluster:
+    """What every cluster file may say."""
+
+    settings: tuple[Setting, ...] = field(default=(), kw_only=True)
+    """Mesh, micro-batches and remat that suit the machine, put before a run's own `key=value` words."""
+    topology_to_plan: Annotated[str, Field(pattern=r"^[a-z0-9:]+$")] | None = field(default=None, kw_only=True)
+    """The machine as `rdro plan --topology` calls it; the settings are checked with it."""
+
+
+@dataclass(frozen=True)
+class SlurmCluster(AnyCluster):
     """A SLURM cluster whose nodes share the working directory."""
 
     name: Literal["slurm"]
@@ -49,7 +63,7 @@ class SlurmCluster:
 
 
 @dataclass(frozen=True)
-class GkeCluster:
+class GkeCluster(AnyCluster):
     """Google Kubernetes Engine with JobSet and Kueue installed."""
 
     name: Literal["gke"]
@@ -81,7 +95,7 @@ class GkeCluster:
 
 
 @dataclass(frozen=True)
-class SkyCluster:
+class SkyCluster(AnyCluster):
     """Any cloud, through SkyPilot."""
 
     name: Literal["sky"]
@@ -102,7 +116,7 @@ class SkyCluster:
 
 
 @dataclass(frozen=True)
-class TpuVmCluster:
+class TpuVmCluster(AnyCluster):
     """Cloud TPU VMs as queued resources."""
 
     name: Literal["tpu-vm"]

@@ -72,7 +72,7 @@ def launch(
             f"{cluster_file}: cluster.name: got '{cluster.name}'; wanted '{engine}', as on the command line"
         )
     sweep = "space" in read_document(read_text(Path(config)), config).values
-    job = sweep_job(config, overrides) if sweep else run_job(config, overrides)
+    job = sweep_job(config, overrides) if sweep else run_job(config, [*cluster.settings, *overrides])
     home = Path(job.output_dir) / "launch"
     files = {home / name: text for name, text in render(engine, cluster, job, sweep=sweep).items()}
     if dry_run:

@@ -47,7 +47,7 @@ def test_dry_run_prints_the_run_s_command(config_file, capsys, monkeypatch, engi
     monkeypatch.chdir(ROOT)
     assert cli.main(["launch", engine, str(config_file), "loss.alpha=0.3", "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert f"rdro train {config_file} loss.alpha=0.3" in text
+    assert re.search(rf"rdro train {config_file}( [\w.]+=[\w.]+)* loss.alpha=0.3\W", text)
     assert "rdro-my-run" in text
     assert not Path("runs/My Run!").exists()
 
@@ -57,11 +57,13 @@ def test_words_reach_the_shell_as_they_were_typed(config_file):
     words = ["data.train=my 'rows' $HOME.jsonl"]
     files = launch("slurm", str(config_file), words, cluster_file=str(CLUSTERS / "slurm.yaml"), dry_run=True)
     [line] = [line for line in next(iter(files.values())).splitlines() if line.startswith("srun")]
-    assert shlex.split(line)[2:] == ["rdro", "train", str(config_file), *words]
+    settings = load_cluster(CLUSTERS / "slurm.yaml").settings
+    assert shlex.split(line)[2:] == ["rdro", "train", str(config_file), *settings, *words]
     files = launch("gke", str(config_file), words, cluster_file=str(CLUSTERS / "gke-gpu.yaml"), dry_run=True)
     [job] = yaml.safe_load(next(iter(files.values())))["spec"]["replicatedJobs"]
     [container] = job["template"]["spec"]["template"]["spec"]["containers"]
-    assert shlex.split(container["command"][2])[1:] == ["rdro", "train", str(config_file), *words]
+    settings = load_cluster(CLUSTERS / "gke-gpu.yaml").settings
+    assert shlex.split(container["command"][2])[1:] == ["rdro", "train", str(config_file), *settings, *words]
     with pytest.raises(ConfigError, match="line break"):
         launch("sky", str(config_file), ["seed=3\n"], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=True)
 
@@ -155,3 +157,27 @@ def test_job_labels_fit_kubernetes():
 
     assert [_label(f"runs/{name}") for name in ("a_B c", "x" * 60, "!!")] == ["rdro-a-b-c", "rdro-" + "x" * 30, "rdro"]
     assert Job("a", "b", "c").count == 1
+
+
+PLANNED = [path for path in CLUSTERS.glob("*.yaml") if load_cluster(path).topology_to_plan]
+
+
+@pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)
+def test_settings_of_a_cluster_fit_its_machine_by_the_plan(path, monkeypatch):
+    """The largest model the settings are meant for; the figure of the file's header is the plan's."""
+    from rdro_jax.config import load_config
+    from rdro_jax.plan import make_plan, parse_topology, verdict
+
+    monkeypatch.chdir(ROOT)
+    cluster = load_cluster(path)
+    model = "model.path=configs/models/llama-3.1-8b.yaml"
+    config = load_config("configs/rdro.yaml", [model, *cluster.settings])
+    plan = make_plan(config, parse_topology(cluster.topology_to_plan), compiling=False)
+    assert plan.fits
+    [figure] = re.findall(r"[\d.]+ of [\d.]+ GiB", verdict(plan))
+    assert f"by its estimate {figure} of a device" in path.read_text()
+
+
+def test_a_cluster_s_settings_come_before_the_user_s(config_file):
+    files = launch("sky", str(config_file), ["seed=3"], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=True)
+    assert "model.remat=none num_microbatches=4 seed=3\n" in next(iter(files.values()))
