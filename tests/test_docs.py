@@ -41,7 +41,7 @@ def test_run_time_imports_are_declared():
     asked = requirement_names([*PROJECT["project"]["dependencies"], *chain.from_iterable(extras)])
     undeclared = {}
     for path in PACKAGE.rglob("*.py"):
-        for name in re.findall(r"^ *(?:from|import) ([A-Za-z_]+)", path.read_text(), re.M):
+        for name in re.findall(r"^ *(?:from|import) ([A-Za-z_][A-Za-z_0-9]*)", path.read_text(), re.M):
             if name not in sys.stdlib_module_names | {"rdro_jax"} and other_names.get(name, name.lower()) not in asked:
                 undeclared[name] = str(path.relative_to(ROOT))
     assert undeclared == {}

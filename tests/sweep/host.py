@@ -40,7 +40,7 @@ def coordinator(file: str) -> int:
 def kill_trials(folder: Path) -> int:
     """Kill every trial that is alive; returns how many."""
     killed = 0
-    for file in folder.rglob(executors.ALIVE_FILE):
+    for file in folder.glob(f"trials/*/{executors.ALIVE_FILE}"):
         pid = file.read_text()
         if pid and Path(f"/proc/{pid}/cmdline").exists() and b"output_dir" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(int(pid), signal.SIGKILL)
@@ -50,7 +50,7 @@ def kill_trials(folder: Path) -> int:
 
 def steps_done(folder: Path) -> int:
     """Steps that all trials have done together, repeated ones too."""
-    return sum(len(file.read_text().split("\n")) - 1 for file in folder.rglob(STEPS_LOG))
+    return sum(len(file.read_text().split("\n")) - 1 for file in folder.glob(f"trials/*/{STEPS_LOG}"))
 
 
 def run_and_kill(file: str, rng: random.Random, kills: int) -> dict[str, int]:
