@@ -5,15 +5,16 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from rdro_jax.config import Config
 from rdro_jax.models import ModelConfig, load_config, load_preset
 from rdro_jax.models.backends import suited_backend
 from rdro_jax.models.flops import StepFlops, step_flops
-from rdro_jax.parallel import check_rows, make_mesh
+from rdro_jax.parallel import Placed, check_rows, layout, make_mesh
 from rdro_jax.plan.compiled import Compiled, OutOfMemory, compile_step
 from rdro_jax.plan.devices import make_devices
 from rdro_jax.plan.estimate import SIZES, Parts, abstract_mesh, estimate, plan_state
-from rdro_jax.plan.layout import Place, layout
 from rdro_jax.plan.topology import Topology
 from rdro_jax.train.policy import computing_as
 
@@ -25,9 +26,9 @@ class Plan(NamedTuple):
     config: Config
     model: ModelConfig
     mesh: dict[str, int]
-    params: list[Place]
+    params: list[Placed]
     """What is trained, and where it lies."""
-    frozen: list[Place]
+    frozen: list[Placed]
     """The model beside its adapters; empty where all is trained."""
     parts: Parts
     """The peak by part, counted."""
@@ -90,7 +91,9 @@ def make_plan(config: Config, topology: Topology, *, compiling: bool = True) -> 
             needed = refusal.needed
     seq = config.data.max_length
     flops = step_flops(model, config.global_batch_size * seq, seq, config.model.lora)
-    params, frozen = layout(state.params), layout(state.frozen)
+    params, frozen = (
+        layout(tree, jax.tree.map(lambda leaf: leaf.sharding, tree)) for tree in (state.params, state.frozen)
+    )
     return Plan(topology, config, model, dict(mesh.shape), params, frozen, parts, compiled, needed, flops)
 
 
@@ -102,6 +105,15 @@ def planned_model(config: Config, topology: Topology) -> ModelConfig:
         return model
     backend = suited_backend(model, config.data.max_length, topology.platform)
     return dataclasses.replace(model, attention=backend)
+
+
+def spelled(place: Placed, mesh: dict[str, int]) -> str:
+    """The mesh axes that part each dimension of an array, such as `-, fsdp*context, tensor`."""
+    words = []
+    for axes in place.spec:
+        named = (axes,) if isinstance(axes, str) else axes or ()
+        words.append("*".join(axis for axis in named if mesh[axis] > 1) or "-")
+    return ", ".join(words) if set(words) - {"-"} else "whole"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -126,5 +138,5 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.flops._asdict(),
         "seconds": {name: None if math.isnan(time) else time for name, time in plan.times.items()},
         "mfu_bound": None if math.isnan(plan.mfu_bound) else plan.mfu_bound,
-        "layout": [place._asdict() for place in plan.params + plan.frozen],
+        "layout": [place._asdict() | {"spec": spelled(place, plan.mesh)} for place in plan.params + plan.frozen],
     }

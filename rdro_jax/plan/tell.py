@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from rdro_jax.plan.plan import Plan
+from rdro_jax.plan.plan import Plan, spelled
 from rdro_jax.plan.topology import GIB
 
 
@@ -42,7 +42,7 @@ def _setting(plan: Plan) -> Iterator[str]:
 
 def _layout(plan: Plan) -> Iterator[str]:
     rows = [
-        (place.path, "x".join(map(str, place.shape)), place.spec, place.device_bytes)
+        (place.path, "x".join(map(str, place.shape)), spelled(place, plan.mesh), place.device_bytes)
         for place in plan.params + plan.frozen
     ]
     widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
