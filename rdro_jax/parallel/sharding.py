@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rdro_jax.errors import ConfigError
@@ -37,6 +38,31 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(norm|layernorm)/scale", PartitionSpec()),
 )
 """Searched in order, first match wins; layers are stacked on axis 0."""
+
+
+class Placed(NamedTuple):
+    """One array of a state, and what each device holds of it."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: PartitionSpec
+    device_bytes: int
+    """Bytes on one device."""
+
+
+def layout(tree: Any, shardings: Any) -> list[Placed]:
+    """Where each array of a tree of arrays or shapes lies, in the tree's order.
+
+    `shardings` is a tree alike: of `param_shardings` for parameters or adapters, of `state_shardings` for a state.
+    """
+
+    def place(path, leaf, sharding):
+        shard = math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        return Placed(path_name(path), tuple(leaf.shape), str(leaf.dtype), sharding.spec, shard)
+
+    placed = jax.tree_util.tree_map_with_path(place, tree, shardings)
+    return jax.tree.leaves(placed, is_leaf=lambda node: isinstance(node, Placed))
 
 
 def param_shardings(params: Any, mesh: Mesh, rules=PARAM_RULES) -> Any:

@@ -18,6 +18,7 @@ from rdro_jax.parallel import (
     check_heads,
     check_row_length,
     check_rows,
+    layout,
     make_mesh,
     param_shardings,
     path_name,
@@ -107,6 +108,13 @@ def test_adapters_lie_where_their_matrices_do():
             inputs, outputs = whole[part][name]["kernel"].spec[1:]
             assert adapter["lora_A"].spec == PartitionSpec(None, inputs, None)
             assert adapter["lora_B"].spec == PartitionSpec(None, None, outputs)
+
+
+def test_the_layout_counts_the_bytes_of_one_device():
+    mesh, tree = make_mesh(MeshConfig(1, 2, 2, 2)), abstract_params(CONFIG)
+    arrays = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree), param_shardings(tree, mesh))
+    held = {path_name(p): x.addressable_shards[0].data.nbytes for p, x in jax.tree_util.tree_leaves_with_path(arrays)}
+    assert {row.path: row.device_bytes for row in layout(tree, param_shardings(tree, mesh))} == held
 
 
 def devices(groups, each, attribute):
