@@ -17,24 +17,41 @@ def add_prepare(commands: Any) -> None:
         "tokenise the data of a config ahead of its run, on all CPU cores",
         "rdro prepare configs/rdro.yaml model.path=models/base data.train=train.jsonl output_dir=runs/first",
         "\nNeeds no accelerator, and of model.path only the tokenizer. The run finds it ready. Run twice it does"
-        "\nnothing; stopped it goes on. OUTPUT_DIR/data_report.json says what became of every row.",
+        "\nnothing; stopped it goes on. OUTPUT_DIR/data_report.json says what became of every row. With --reference"
+        "\nthe reference of the config scores the examples too, on the devices and mesh of the run.",
     )
     add_config(parser)
+    parser.add_argument("--reference", action="store_true", help="fill reference.store too; needs the model")
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from rdro_jax.config import check_data, load_config
+    from rdro_jax.config import check_data, check_inputs, load_config, pin_models
 
     config = load_config(arguments.config, arguments.overrides)
-    check_data(config)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerators to those who train
-    from rdro_jax.train.run import make_folder, read_data
+    if arguments.reference:
+        from rdro_jax.parallel import initialize
+
+        initialize()
+        config = pin_models(config)
+        check_inputs(config)
+    else:
+        check_data(config)
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerators to those who train
+    from rdro_jax.train.compiling import keep_programs
+    from rdro_jax.train.dataset import fill_reference_store
+    from rdro_jax.train.policy import make_run_policy
+    from rdro_jax.train.run import check_vocabulary, make_folder, read_data
 
     folder = make_folder(config)
-    for name, examples in zip(("train", "eval"), read_data(config, folder), strict=True):
+    parts = read_data(config, folder)
+    for name, examples in zip(("train", "eval"), parts, strict=True):
         if examples is not None:
             print(f"{name}: {examples.report.summary()}")
     print(f"report: {folder / 'data_report.json'}")
+    if arguments.reference:
+        check_vocabulary(config, *parts)
+        keep_programs(config.compilation_cache)
+        print(f"reference: {fill_reference_store(config, make_run_policy(config), *parts)}")
 
 
 def add_preview(commands: Any) -> None:

@@ -79,6 +79,9 @@ class Config(BaseModel):
     max_skipped_steps: PositiveInt = 3
     """Steps in a row not finite, or beyond `optimizer.skip_grad_norm`, at which the run ends; fewer are skipped and
     counted."""
+    compilation_cache: Name | None = "~/.cache/rdro_jax/xla"
+    """Folder that keeps compiled programs for later runs, 4 GiB of them at the most; null keeps none. Where
+    JAX_COMPILATION_CACHE_DIR is set, that one is used."""
     logging_steps: PositiveInt = 1
     """Optimizer steps between lines of metrics."""
     eval_steps: PositiveInt | None = None

@@ -2,7 +2,7 @@
 
 from rdro_jax.data.chat import load_tokenizer, render_prompt, tokenizer_hash
 from rdro_jax.data.config import DataConfig, Source, sources_of
-from rdro_jax.data.examples import Examples, load_examples
+from rdro_jax.data.examples import Examples, load_examples, take_examples
 from rdro_jax.data.loader import Loader, epoch_order, make_loader
 from rdro_jax.data.mismatched import Mismatched
 from rdro_jax.data.pack import pack_batch, pack_row, plan_rows
@@ -33,5 +33,6 @@ __all__ = [
     "render_prompt",
     "shared_prompts",
     "sources_of",
+    "take_examples",
     "tokenizer_hash",
 ]

@@ -64,6 +64,19 @@ class Examples(NamedTuple):
         return np.diff(self.offsets)
 
 
+def take_examples(examples: Examples, order: Int64[np.ndarray, "taken"]) -> Examples:
+    """The examples of `order`, in memory, each for itself: pairs are taken apart."""
+    nothing = np.zeros(0, np.int32)
+    tokens = [examples.tokens[examples.offsets[i] : examples.offsets[i + 1]] for i in order]
+    names = ("prompt_lengths", "desirable", "weight", "hashes", "truncated")
+    return Examples(
+        tokens=np.concatenate([nothing, *tokens]),
+        offsets=np.concatenate([[0], np.cumsum(examples.lengths[order])]),
+        **{name: getattr(examples, name)[order] for name in names},
+        report=examples.report,
+    )
+
+
 class Reading(NamedTuple):
     """How the rows of one source are read: the same for all of them."""
 

@@ -7,17 +7,21 @@ import numpy as np
 from jaxtyping import Float32
 
 from rdro_jax.config import Config
-from rdro_jax.data import Examples, Loader, make_loader, prompt_rates
+from rdro_jax.data import Examples, Loader, make_loader, prompt_rates, take_examples
+from rdro_jax.errors import ConfigError, WeightError
 from rdro_jax.losses import LossBase, LossInputs
 from rdro_jax.models import Params, load_model
 from rdro_jax.parallel import from_first, host_share, rows_sharding
 from rdro_jax.train.heldout import heldout_metrics
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.reference import fill_reference_logps, reference_fingerprint
-from rdro_jax.train.scoring import score_examples
+from rdro_jax.train.scoring import score_batches, score_examples
 from rdro_jax.train.trained import starting_params
 
 Logps = Float32[np.ndarray, "examples"]
+
+CHECKED_EXAMPLES = 64
+"""Examples scored anew at the start of a run, to see that the stored log-probs are the reference's."""
 
 
 def make_training_loader(config: Config, policy: Policy, examples: Examples, start_step: int) -> Loader:
@@ -47,37 +51,81 @@ def reference_logps(config: Config, policy: Policy, examples: Examples) -> Logps
     """
     if not config.loss.needs_reference:
         return np.zeros(len(examples.lengths), np.float32)
-    directory = config.reference.path or config.model.path
-    store, title = Path(config.reference.store or Path(config.output_dir) / "reference_store"), "reference log-probs"
 
     def score(known):
-        if config.reference.path is None:
-            return score_policy(config, policy, starting_params(config, policy), examples, known=known, title=title)
-        # An architecture of its own: a reference may be of another size, or have another rope.
-        reference = make_policy(directory, policy.mesh, config.model)
-        params, _ = load_model(directory, dtype=config.model.dtype, shardings=reference.param_shardings)
-        return score_policy(config, reference, params, examples, known=known, title=title)
+        reference, params = reference_model(config, policy)
+        score_batch = lambda batch: reference.score(params, batch)  # noqa: E731
+        how = _scoring(config, policy, "reference log-probs")
+        return score_batches(examples, score_batch, **how, known=known)
 
     lora = config.model.lora
     adapter = lora.adapter if lora is not None and config.reference.path is None else None
-    fingerprint = from_first(lambda: reference_fingerprint(directory, config.model.compute_dtype, adapter))
-    return fill_reference_logps(store, fingerprint, examples, score)
+    directory = config.reference.path or config.model.path
+    types = config.model.dtype, config.model.compute_dtype
+    fingerprint = from_first(lambda: reference_fingerprint(directory, *types, adapter))
+    return fill_reference_logps(reference_store(config), fingerprint, examples, score)
 
 
-def score_policy(
-    config: Config, policy: Policy, params: Params, examples: Examples, *, known: Logps | None = None, title: str
-) -> Logps:
+def reference_store(config: Config) -> Path:
+    """Folder of the reference log-probs of a run."""
+    return Path(config.reference.store or Path(config.output_dir) / "reference_store")
+
+
+def reference_model(config: Config, policy: Policy) -> tuple[Policy, Params]:
+    """The reference and its parameters: the starting policy, or the model of `reference.path`."""
+    if config.reference.path is None:
+        return policy, starting_params(config, policy)
+    # An architecture of its own: a reference may be of another size, or have another rope.
+    reference = make_policy(config.reference.path, policy.mesh, config.model)
+    params, _ = load_model(config.reference.path, dtype=config.model.dtype, shardings=reference.param_shardings)
+    return reference, params
+
+
+def check_reference_logps(config: Config, reference: Policy, params: Params, loader: Loader) -> None:
+    """Score some training examples anew, drawn by the run's seed, and compare with what the run will train on.
+
+    Raises: WeightError naming the store.
+    """
+    assert loader.reference_logps is not None, "a loader of examples with reference log-probs"
+    count = len(loader.reference_logps)
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(count)[:CHECKED_EXAMPLES])
+    logps = score_policy(config, reference, params, take_examples(loader.examples, chosen), title="checking reference")
+    gap = np.abs(logps - loader.reference_logps[chosen])
+    # Rows are packed otherwise here than in scoring, which reorders float sums; bfloat16 keeps 8 bits.
+    wrong = ~(gap <= 1e-3 + np.abs(logps) * (1e-5 if reference.model.compute_dtype == "float32" else 1e-2))
+    if wrong.any():
+        raise WeightError(
+            f"reference.store: {reference_store(config)}: {wrong.sum()} of {len(chosen)} log-probs differ by up to "
+            f"{gap.max():.3g} nats from what the reference gives now; remove the folder and they are computed again"
+        )
+
+
+def score_policy(config: Config, policy: Policy, params: Params, examples: Examples, *, title: str) -> Logps:
     """Completion log-prob of every example under `params`, in nats, by batches of the shape of a micro-batch."""
-    return score_examples(
-        examples,
-        lambda batch: policy.score(params, batch),
-        rows=config.global_batch_size // config.num_microbatches,
-        max_length=config.data.max_length,
-        slots=config.data.slots,
-        sharding=rows_sharding(policy.mesh),
-        known=known,
-        title=title,
-    )
+    return score_examples(examples, lambda batch: policy.score(params, batch), **_scoring(config, policy, title))
+
+
+def _scoring(config: Config, policy: Policy, title: str) -> dict[str, Any]:
+    return {
+        "rows": config.global_batch_size // config.num_microbatches,
+        "max_length": config.data.max_length,
+        "slots": config.data.slots,
+        "sharding": rows_sharding(policy.mesh),
+        "title": title,
+    }
+
+
+def fill_reference_store(config: Config, policy: Policy, training: Examples, heldout: Examples | None) -> Path:
+    """The run's store, after what it lacked was computed, mismatched examples included.
+
+    Raises: ConfigError for a loss without a reference; else as `reference_logps`.
+    """
+    if not config.loss.needs_reference:
+        raise ConfigError(f"loss.name: '{config.loss.name}' reads no reference; leave out --reference")
+    make_training_loader(config, policy, training, 0)
+    if heldout is not None:
+        make_heldout_set(config, policy, heldout)
+    return reference_store(config)
 
 
 class HeldoutSet(NamedTuple):

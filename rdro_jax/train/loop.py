@@ -10,31 +10,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from rdro_jax.checkpoint import CheckpointWriter, list_steps, load_items
 from rdro_jax.config import Config, check_inputs, pin_models
 from rdro_jax.data import Loader
-from rdro_jax.errors import ConfigError, DivergedError, RestartWanted, WeightError
+from rdro_jax.errors import ConfigError, DivergedError, RestartWanted
 from rdro_jax.losses import Loss
 from rdro_jax.optim import make_optimizer
-from rdro_jax.parallel import (
-    check_row_length,
-    check_rows,
-    from_first,
-    global_arrays,
-    host_share,
-    make_mesh,
-    rows_sharding,
-)
+from rdro_jax.parallel import from_first, rows_sharding
 from rdro_jax.train.alpha import resolve_loss
+from rdro_jax.train.compiling import compile_step, keep_programs
 from rdro_jax.train.console import progress, say
-from rdro_jax.train.dataset import evaluate, make_heldout_set, make_training_loader
+from rdro_jax.train.dataset import (
+    check_reference_logps,
+    evaluate,
+    make_heldout_set,
+    make_training_loader,
+    reference_model,
+)
 from rdro_jax.train.exports import export_end, export_step
-from rdro_jax.train.policy import Policy, make_policy
+from rdro_jax.train.feed import Feed
+from rdro_jax.train.policy import Policy, make_run_policy
 from rdro_jax.train.preflight import check_space, check_versions, layout
-from rdro_jax.train.program import abstract_state, lower_step, step_scalars
+from rdro_jax.train.program import abstract_state
 from rdro_jax.train.recorder import Recorder, due
 from rdro_jax.train.run import (
     RunFolder,
@@ -92,10 +91,8 @@ def train(config: Config) -> RunResult:
     deadline = None if config.max_runtime is None else time.monotonic() + config.max_runtime
     config = pin_models(config)
     check_inputs(config)
-    mesh = make_mesh(config.mesh)
-    check_rows(mesh, config.global_batch_size, config.num_microbatches)
-    check_row_length(mesh, config.data.max_length)
-    policy = make_policy(config.model.path, mesh, config.model)
+    keep_programs(config.compilation_cache)
+    policy = make_run_policy(config)
     from_first(lambda: check_space(config, policy))
     say(f"{check_versions()}\n{layout(config, policy)}")
     with locked(config):
@@ -117,16 +114,21 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     num_steps = min(loader.num_batches, config.max_steps or loader.num_batches)
     optimizer = make_optimizer(config.optimizer, num_steps)
     loss = resolve_loss(config, run, policy, train_examples.report.alpha, heldout)
+    checking = run.resume_step == 0 and config.loss.needs_reference
+    if checking and config.reference.path is not None:  # before the state takes its room
+        check_reference_logps(config, *reference_model(config, policy), loader)
     state = load_state(config, run, policy, optimizer, loss)
-    if run.resume_step == 0 and config.loss.needs_reference and config.reference.path is None:
-        check_policy_is_reference(policy, policy_params(config, state), loader)
+    if checking and config.reference.path is None:
+        check_reference_logps(config, policy, policy_params(config, state), loader)
     _introduce(config, run, loader, loss, num_steps)
 
-    step = _compile_step(config, policy, loss, num_steps, state, loader)
+    step = compile_step(config, policy, loss, num_steps, state, loader)
     judge = lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout)  # noqa: E731
     recorder = Recorder(config, run, loss, loader, num_steps, state.params)
     publish = partial(export_step, config, policy, run)
-    state = _run_steps(config, run, step, judge, publish, state, recorder, loader, num_steps, deadline)
+    batches = (batch for batch, _ in islice(loader, num_steps - run.resume_step))
+    feed = Feed(batches, rows_sharding(policy.mesh))
+    state = _run_steps(config, run, step, judge, publish, state, recorder, feed, num_steps, deadline)
     export_end(config, policy, run, num_steps, state, recorder.latest)
     write_result(run, recorder.latest)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
@@ -148,23 +150,6 @@ def load_state(
     return abstract._replace(**load_items(run.path, run.resume_step, state_items(abstract)), frozen=frozen)
 
 
-def check_policy_is_reference(policy: Policy, params: Any, loader: Loader) -> None:
-    """Raise `WeightError` unless policy and reference agree on the first batch: before step 1 they are one model."""
-    batch, members = loader[0]
-    sharding = rows_sharding(policy.mesh)
-    whole = np.asarray(policy.score(params, global_arrays(batch, sharding)))
-    first, here = host_share(sharding)[0] * len(members), members >= 0
-    logps = whole[first : first + len(members)]
-    gap = np.abs(logps - batch.reference_logps)[here]
-    # Rows are packed otherwise here than in scoring, which reorders float sums; bfloat16 keeps 8 bits.
-    allowed = 1e-3 + np.abs(logps[here]) * (1e-5 if policy.model.compute_dtype == "float32" else 1e-2)
-    if (gap > allowed).any():
-        raise WeightError(
-            f"step 0: policy and reference log-probs differ by up to {gap.max():.3g} nats on the first batch though "
-            "they are the same model; remove the reference store (reference.store) and start again"
-        )
-
-
 def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_steps: int) -> None:
     report = loader.examples.report
     say(
@@ -174,18 +159,8 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
     )
 
 
-def _compile_step(config, policy, loss, num_steps, state, loader):
-    """The step compiled ahead of time: a wrong shape raises here, and no later call can compile again."""
-    batch = global_arrays(loader[0][0], rows_sharding(policy.mesh))
-    start = time.monotonic()
-    compiled = lower_step(config, policy, loss, num_steps, state, batch).compile()
-    say(f"compiled the step in {time.monotonic() - start:.1f} s")
-    scalars = step_scalars(config, policy, loss)
-    return lambda state, batch: compiled(state, global_arrays(batch, rows_sharding(policy.mesh)), scalars)
-
-
-def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_steps, deadline) -> TrainState:
-    """The steps that are left. A step's metrics are fetched after the next step is under way.
+def _run_steps(config, run, step, judge, publish, state, recorder, feed, num_steps, deadline) -> TrainState:
+    """The steps that are left. A step's metrics are fetched after the next step is under way, its batch on the device.
 
     Raises `RestartWanted` when a signal or the deadline asks for a stop, after the state is saved.
     """
@@ -196,10 +171,10 @@ def _run_steps(config, run, step, judge, publish, state, recorder, loader, num_s
         _last_good_state(run, saver),
         watch.watching(),
     ):
-        for number, (batch, _) in enumerate(islice(loader, num_steps - run.resume_step), run.resume_step + 1):
+        for number, batch in enumerate(feed, run.resume_step + 1):
             state, metrics = step(state, batch)
             recorder.fetch(show)
-            recorder.hold(number, metrics)
+            recorder.hold(number, metrics, feed.waited)
             last = number == num_steps
             stop = None if last else stop_reason(number)
             evaluating = last or due(number, config.eval_steps)

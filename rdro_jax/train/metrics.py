@@ -129,14 +129,19 @@ class Window:
             told["ratio/normalisation"] = None if margin is None else alpha * preferred + (1 - alpha) * other
         return told
 
-    def rates(self, seconds: float) -> dict[str, float]:
-        """Tokens per second and padding share of the window."""
+    def rates(self, seconds: float, waited: float) -> dict[str, float]:
+        """Tokens per second and padding share of the window; `time/data_wait` is the share of it spent on batches.
+
+        `waited` are seconds the host waited for batches or placed them, mostly while the devices were at work: the
+        share is the most that faster data could save.
+        """
         if not self._steps:
             return {}
         tokens, places = self._sums["tokens"], self._sums["places"]
         return {
             "padding": 1 - tokens / places,
             "time/step_s": seconds / self._steps,
+            "time/data_wait": waited / seconds,
             "throughput/tokens_per_s": tokens / seconds,
             "throughput/completion_tokens_per_s": self._sums["completion_tokens"] / seconds,
         }

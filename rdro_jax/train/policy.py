@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from rdro_jax.batch import Batch
-from rdro_jax.config.schema import ModelSource
+from rdro_jax.config import Config, ModelSource
 from rdro_jax.losses import HeadSplit, completion_logps_from_hidden
 from rdro_jax.models import ModelConfig, Params, abstract_params, forward, load_config, output_embedding
 from rdro_jax.models.attention import attend_packed
@@ -18,7 +18,10 @@ from rdro_jax.parallel import (
     ROWS,
     SHARDS,
     check_heads,
+    check_row_length,
+    check_rows,
     make_constrain,
+    make_mesh,
     param_shardings,
     replicated,
     spread_attention,
@@ -108,3 +111,11 @@ def policy_of(model: ModelConfig, mesh: Mesh) -> Policy:
 
     shardings = param_shardings(abstract_params(model), mesh)
     return Policy(model, mesh, shardings, logps, jax.jit(logps, out_shardings=replicated(mesh)))
+
+
+def make_run_policy(config: Config) -> Policy:
+    """The policy of a run on its mesh. Raises: as `make_policy`; `ConfigError` where the rows do not divide."""
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, config.global_batch_size, config.num_microbatches)
+    check_row_length(mesh, config.data.max_length)
+    return make_policy(config.model.path, mesh, config.model)

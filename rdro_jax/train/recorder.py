@@ -31,21 +31,21 @@ class Recorder:
         self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
         self._schedule = make_schedule(config.optimizer, num_steps)
         self._writer = MetricsWriter(run.path / METRICS_FILE, resume_step=run.resume_step) if is_first() else None
-        self._held: tuple[int, Any] | None = None
-        self._window, self._since = Window(loss, run.window), time.monotonic()
+        self._held: tuple[int, Any, float] | None = None
+        self._window, self._since, self._waited = Window(loss, run.window), time.monotonic(), 0.0
         self._skipped_in_a_row = 0
         self.latest: dict[str, Any] = {}
         """The newest value of every metric."""
 
-    def hold(self, number: int, metrics: Any) -> None:
-        """Keep the metrics of a step that may still be running."""
-        self._held = number, metrics
+    def hold(self, number: int, metrics: Any, waited: float) -> None:
+        """Keep the metrics of a step that may still be running, and the seconds waited for batches until it began."""
+        self._held = number, metrics, waited
 
     def fetch(self, show: Report) -> None:
         """Wait for the held step, and log its window where one ends. Raises: `DivergedError`, `RecordError`."""
         if self._held is None:
             return
-        number, held = self._held
+        number, held, waited = self._held
         self._held = None
         metrics = {name: float(value) for name, value in jax.device_get(held).items()}
         self._judge(number, metrics)
@@ -54,9 +54,9 @@ class Recorder:
             now = time.monotonic()
             rate = float(np.asarray(self._schedule(number - 1)))
             line = {"epoch": round(self._loader.epoch(number), 4), "learning_rate": rate, **self._window.means()}
-            self.write(number, line | self._window.rates(now - self._since))
+            self.write(number, line | self._window.rates(now - self._since, waited - self._waited))
             show({"step": number} | self.latest)
-            self._window, self._since = Window(self._loss), now
+            self._window, self._since, self._waited = Window(self._loss), now, waited
 
     def write(self, number: int, line: dict[str, Any]) -> None:
         """Append a line of metrics."""

@@ -27,7 +27,7 @@ CONFIG_FILE, METRICS_FILE, RESULT_FILE = "config.yaml", "metrics.jsonl", "result
 DATA_REPORT_FILE = "data_report.json"
 MAY_CHANGE = (
     *("output_dir", "logging_steps", "eval_steps", "checkpoint", "max_runtime", "max_skipped_steps", "step_timeout"),
-    *("data.prepared", "data.workers", "mesh"),
+    *("data.prepared", "data.workers", "mesh", "compilation_cache"),
 )
 """Keys a resumed run may give another value; all others decide its numbers. A mesh decides the order of sums only."""
 PACKAGES = ("rdro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")

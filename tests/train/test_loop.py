@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from rdro_jax import cli
 from rdro_jax.checkpoint import list_steps
 from rdro_jax.config import load_config
 from rdro_jax.data import load_examples, load_tokenizer
@@ -14,7 +15,7 @@ from rdro_jax.errors import ConfigError, DivergedError, WeightError
 from rdro_jax.export import export
 from rdro_jax.models import load_model
 from rdro_jax.train import train
-from rdro_jax.train.metrics import read_metrics
+from rdro_jax.train.metrics import MetricsWriter, read_metrics
 
 ONE_DEVICE = ("mesh.data=1", "mesh.fsdp=1")
 
@@ -83,12 +84,30 @@ def test_resume_with_another_config_is_refused(config_file, monkeypatch):
         train(load_config(config_file, (*ONE_DEVICE, "max_steps=3", "optimizer.learning_rate=0.02")))
 
 
-def test_reference_log_probs_are_computed_once(config_file, monkeypatch):
-    first = train(load_config(config_file, (*ONE_DEVICE, "max_steps=2")))
+def test_nothing_is_compiled_once_the_steps_are_under_way(config_file, monkeypatch):
+    """Neither traced: shapes and placements are those of the first step. The host waits for no batch by its metrics."""
+    compiled, seen = [], []
+    listen = lambda event, _, **__: compiled.append(event) if event.startswith("/jax/core/compile") else None  # noqa: E731
+    write = MetricsWriter.write
+    monkeypatch.setattr(MetricsWriter, "write", lambda self, line: (seen.append(len(compiled)), write(self, line))[1])
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        result = train(load_config(config_file, (*ONE_DEVICE, "data.eval=null")))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(seen) > 6
+    assert seen[0] > 0, "the listener hears of compiles"
+    assert set(seen[2:]) == {seen[2]}
+    assert 0 <= result.metrics["time/data_wait"] < 1
+
+
+def test_reference_log_probs_are_computed_once(config_file, monkeypatch, tmp_path):
+    """By `rdro prepare --reference`, for all runs on the store, whatever their loss, seed and folder."""
+    assert cli.main(["prepare", str(config_file), *ONE_DEVICE, "--reference"]) == 0
     monkeypatch.setattr(
-        sys.modules["rdro_jax.train.dataset"], "score_examples", lambda *_, **__: pytest.fail("scored again")
+        sys.modules["rdro_jax.train.dataset"], "score_batches", lambda *_, **__: pytest.fail("scored again")
     )
-    overrides = (*ONE_DEVICE, "max_steps=2", "data.eval=null", f"output_dir={first.run_dir}_again", "seed=7")
+    overrides = (*ONE_DEVICE, "max_steps=2", f"output_dir={tmp_path}/other", "seed=7", "loss.name=ddro")
     train(load_config(config_file, overrides))
 
 
@@ -100,9 +119,12 @@ def test_a_stale_store_is_noticed_before_the_first_step(config_file, tmp_path):
     (store,) = (tmp_path / "store").iterdir()
     examples = load_examples(config.data.train, load_tokenizer(config.model.path), config.data)
     logps = load_logps(store.parent, store.name, examples)
-    save_logps(store.parent, store.name, examples, logps + np.where(np.arange(60) == 7, 0.5, 0).astype(np.float32))
+    stale = logps + np.where(np.arange(60) == 7, 0.5, 0).astype(np.float32)
+    for part in store.iterdir():
+        part.unlink()
+    save_logps(store.parent, store.name, examples.hashes, stale)
     fresh = config.model_copy(update={"output_dir": f"{config.output_dir}_fresh", "global_batch_size": 20})
-    with pytest.raises(WeightError, match=r"differ by up to 0\.5"):
+    with pytest.raises(WeightError, match=r"store: 1 of 60 log-probs differ by up to 0\.5"):
         train(fresh)
 
 
