@@ -7,7 +7,7 @@ CACHE := $(HOME)/.cache/rdro_jax
 
 LAUNCH_ENV := .launch/.installed
 
-.PHONY: help setup quickstart test parity faults bench plans sweep-study sweep-faults launch-check lint clean
+.PHONY: help setup quickstart test parity faults bench bench-trl plans sweep-study sweep-faults launch-check lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -38,6 +38,9 @@ faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what 
 
 bench: $(ENV)    ## measure head, packing, step, depth and a save on this machine: a table, and runs/bench.json
 	.venv/bin/python -m benchmarks
+
+bench-trl: $(PARITY_ENV)  ## measure the step beside TRL's, in the environment of make parity: runs/bench_trl.json
+	.parity/bin/python -m benchmarks.trl
 
 # XLA's GPU compiler, beside the environment: installed into it, it would ask for a GPU at every start.
 $(PLANS_ENV): pyproject.toml constraints.txt

@@ -1,0 +1,1 @@
+"""The train step beside TRL's, in one run."""
