@@ -119,7 +119,7 @@ def _listen(cluster: Cluster, timeout: float) -> str:
             try:
                 connection, _ = server.accept()
                 connection.settimeout(ANSWER_SECONDS)
-                present[json.loads(connection.makefile().readline())["process"]] = connection
+                present[json.loads(connection.makefile().readline(1000))["process"]] = connection
             except (OSError, ValueError, KeyError, TypeError):  # nobody came, or a stranger did
                 continue
         missing = sorted({*range(1, cluster.num_processes)} - {*present})
