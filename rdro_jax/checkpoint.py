@@ -90,8 +90,9 @@ class CheckpointWriter:
         try:
             pending.result()
         except Exception as error:
-            # tensorstore reports a full disk as a ValueError, in several lines.
-            if not isinstance(error, OSError) and "os_error_code" not in str(error):
+            # tensorstore reports a full disk as a ValueError, in several lines; orbax another process that is gone as a
+            # TimeoutError, which is an OSError.
+            if isinstance(error, TimeoutError) or not (isinstance(error, OSError) or "os_error_code" in str(error)):
                 raise
             reason = " ".join(str(error).split())[:300]
             raise StorageError(

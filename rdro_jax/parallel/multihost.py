@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,10 @@ T = TypeVar("T")
 PATIENCE = 24 * 3600
 """Seconds the others wait for what the first process does: tokenising data may take hours, and should it die, its
 missing heartbeat ends them."""
+LEAVE_SECONDS = 5.0
+"""Seconds a process that ends by a fault waits for others that end by the same one."""
+LAST_SECONDS = 0.5
+"""Seconds by which the first process, to which JAX binds the others, outlives them."""
 _rounds = count()
 
 
@@ -49,9 +54,14 @@ def _die(kind: type[BaseException], error: BaseException, trace: Any) -> None:
 def leave(code: int, *, agreed: bool = False) -> int:
     """The exit code; of several processes, one ends at once unless all have `agreed` to end.
 
-    Python's ordinary end would wait for the others, who wait for this process in their next step.
+    Python's ordinary end would wait for the others, who wait for this process in their next step. Those that meet the
+    same fault end together, the first one last: JAX aborts whoever sees it go.
     """
     if not agreed and jax.distributed.is_initialized():
+        assert global_state.client is not None, "there is one where JAX is initialised"
+        with suppress(jax.errors.JaxRuntimeError):
+            global_state.client.wait_at_barrier("rdro/leave", int(LEAVE_SECONDS * 1000))
+        time.sleep(LAST_SECONDS if is_first() else 0)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -60,7 +70,7 @@ def leave(code: int, *, agreed: bool = False) -> int:
 
 def is_loss_of_peer(error: Exception) -> bool:
     """Whether an error says that another process is gone: JAX tells it as one of several kinds."""
-    signs = ("gloo", "by peer", "coordination service", "heartbeat", "unavailable:", "nccl")
+    signs = ("gloo", "by peer", "coordination service", "heartbeat", "at barrier", "unavailable:", "nccl")
     return jax.distributed.is_initialized() and any(sign in str(error).lower() for sign in signs)
 
 

@@ -1,5 +1,6 @@
 """What can be asked before a model is loaded: seconds, instead of a fault an hour into a rented accelerator."""
 
+import errno
 import importlib.metadata
 import os
 import shutil
@@ -116,7 +117,8 @@ def check_space(config: Config, policy: Policy) -> str:
     folder = Path(config.output_dir).absolute()
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise StorageError(f"output_dir: {place}: cannot be written; wanted a folder that can be")
+        reason = errno.EACCES if place.is_dir() else errno.EEXIST if place == folder else errno.ENOTDIR
+        raise StorageError(f"output_dir: {folder}: {os.strerror(reason)}; wanted a folder that can be written")
     needed, free = bytes_on_disk(config, policy), shutil.disk_usage(place).free
     if needed > free:
         raise StorageError(

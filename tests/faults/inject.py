@@ -1,15 +1,15 @@
 """Faults inside a run: each function is called in the process before `rdro` starts, and changes one thing."""
 
+import importlib
 import json
 import os
 import resource
 import shutil
 import signal
-import sys
 import threading
 import time
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def at_step(step, act):
@@ -49,7 +49,7 @@ def stuck_data(step):
     Loader.__getitem__ = lambda self, number: threading.Event().wait() if number == step else get(self, number)
 
 
-def full_disk_at(step, limit=2000):
+def full_disk_at(step, limit=20_000):
     """From a step on, no file grows beyond `limit` bytes."""
 
     def act():
@@ -61,10 +61,12 @@ def full_disk_at(step, limit=2000):
 
 def no_room(free=1000):
     """The disk has `free` bytes left; the model must not be read."""
-    usage = namedtuple("usage", "total used free")  # what shutil gives
-    shutil.disk_usage = lambda place: usage(1 << 40, (1 << 40) - free, free)
-    import importlib
 
+    def disk_usage(place):
+        print(f"asked after {time.process_time():.1f} CPU-seconds")
+        return SimpleNamespace(free=free)
+
+    shutil.disk_usage = disk_usage
     trained = importlib.import_module("rdro_jax.train.trained")
 
     def load_model(*_, **__):
@@ -123,14 +125,3 @@ def watched(file: Path, every=50):
                 out.write(json.dumps(look | {"compiled": compiled[0]}) + "\n")
 
     Recorder.hold = hold_and_look
-    at_exit = lambda *_: file.open("a").write(json.dumps({"step": -1, "compiled": compiled[0]}) + "\n")  # noqa: E731
-    sys.modules["rdro_jax.train.loop"].write_result = _then(sys.modules["rdro_jax.train.loop"].write_result, at_exit)
-
-
-def _then(first, second):
-    def both(*arguments):
-        result = first(*arguments)
-        second()
-        return result
-
-    return both
