@@ -114,7 +114,7 @@ CONFIG_FAULTS = {
     "beta below 0": Case(TRAIN + "loss.name=apo_zero_unpaired loss.beta=-1.0", 2, "loss.beta: got -1.0.*above 0"),
     "tiny max_length": Case(TRAIN + "data.max_length=4", 2, "data.max_length: got 4; wanted"),
     "run over its model": Case(TRAIN + "output_dir={home}/model", 2, "output_dir: got the folder of model.path"),
-    "mesh of 3": Case(TRAIN + "mesh.fsdp=3", 2, "mesh: got data=1, fsdp=3, tensor=1 for 8 devices; wanted"),
+    "mesh of 3": Case(TRAIN + "mesh.fsdp=3", 2, "mesh: got data=1, fsdp=3, context=1, tensor=1 for 8 devices; wanted"),
     "rows over the mesh": Case(
         TRAIN + "global_batch_size=3", 2, "global_batch_size: got 3 rows; wanted a multiple of 8"
     ),
@@ -338,7 +338,7 @@ def on_a_small_disk(limit: int, *words: object) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("limit", "prepared", "says"),
     [
-        (1500, False, "prepared: cannot be written .*too large.*data.prepared"),
+        (3000, False, "prepared: cannot be written .*too large.*data.prepared"),
         (8_000, True, "reference_store/.* cannot be written"),
         (20_000, True, "run: checkpoint not saved .*File too large"),
     ],

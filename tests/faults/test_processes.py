@@ -35,7 +35,7 @@ def alone(home):
 
 
 @pytest.fixture(scope="module")
-def together(home, alone):
+def together(home):
     """Two processes with one device each."""
     run = Home(home, home / "together")
     started = train(run, processes=2)
