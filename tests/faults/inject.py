@@ -49,10 +49,12 @@ def stuck_data(step):
     Loader.__getitem__ = lambda self, number: threading.Event().wait() if number == step else get(self, number)
 
 
-def full_disk_at(step, limit=20_000):
-    """From a step on, no file grows beyond `limit` bytes."""
+def full_disk_at(step, after, limit=20_000):
+    """From a step on, once the file `after` is there, no file grows beyond `limit` bytes."""
 
     def act():
+        while not after.exists():
+            time.sleep(0.01)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 

@@ -232,7 +232,7 @@ def test_F4_damaged_reference_store(home, whole, measured):
 
 def test_F5_the_disk_fills_up(home, whole, measured):
     run = Home(home, home / "f5")
-    started = train(run, inject=partial(inject.full_disk_at, 4))
+    started = train(run, inject=partial(inject.full_disk_at, 4, manifest_path(run.run, 3)))
     assert started.wait() == [5], started.told()
     last = max((line["step"] for line in metrics(run.run)), default=0)
     assert last <= 4 + 2 * SAVE_STEPS
