@@ -3,8 +3,6 @@ PYTHON ?= python3.11
 ENV := .venv/.installed
 PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
-CACHE := $(HOME)/.cache/rdro_jax
-
 LAUNCH_ENV := .launch/.installed
 
 .PHONY: help setup quickstart test parity faults bench bench-trl plans sweep-study sweep-faults launch-check lint clean
@@ -52,9 +50,11 @@ $(PLANS_ENV): pyproject.toml constraints.txt
 
 plans: $(PLANS_ENV)  ## compile the plans of docs/scaling.md that docs/plans.json lacks, in an environment of its own
 	.plans/bin/python -m benchmarks.plans
+
 sweep-study: $(ENV)  ## losses x alpha x seeds on a task of its own, ends with runs/sweeps/study/report.html
 	.venv/bin/python -m benchmarks.sweep_task runs/sweep-task
 	.venv/bin/rdro sweep configs/sweeps/study.yaml
+
 sweep-faults: $(ENV)  ## sweeps of real trials whose processes are killed -9, ten times each; about a quarter of an hour
 	REAL_TRIALS=1 .venv/bin/python -m pytest tests/sweep/test_real_faults.py --timeout 7200
 
@@ -74,5 +74,4 @@ lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/lint-imports
 
 clean:           ## remove environments and caches of this checkout
-	rm -rf .venv .parity .plans .pytest_cache .ruff_cache .hypothesis
-	rm -rf .venv .parity .launch .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .parity .plans .launch .pytest_cache .ruff_cache .hypothesis
