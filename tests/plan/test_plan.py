@@ -66,7 +66,8 @@ def test_the_compiler_is_heard(told):
     _, text, figures = told
     compiled = figures["compiled"]
     estimate = figures["estimate"]
-    assert compiled["arguments"] == sum(estimate[part] for part in ("parameters", "optimizer", "batch")) + 4  # step
+    state = sum(estimate[part] for part in ("parameters", "optimizer", "batch"))
+    assert compiled["arguments"] == state + 4 + 3 * 4  # the step's number; learning rate, alpha, the share of the rows
     assert compiled["peak"] == figures["peak_bytes"] > compiled["arguments"]
     assert compiled["collectives"]["all-reduce"]["sent"] > 0
     assert "peak as compiled" in text
