@@ -20,6 +20,7 @@ fi
 work=$(mktemp -d)
 started=()
 stop() {
+  squeue -h -o %A 2>/dev/null | xargs -r scancel --signal=KILL --full 2>/dev/null || true
   for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
   wait 2>/dev/null || true
   rm -rf "$work"
