@@ -66,11 +66,11 @@ def test_one_example_per_row_gives_the_same_gradient_and_loss(loss):
     wanted, grads = jax.jit(jax.value_and_grad(plain))(params())
     state, sums = ragged_step(loss)
     np.testing.assert_allclose(sums["loss"] / sums["weight"], wanted, rtol=1e-5)
-    np.testing.assert_allclose(sums["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
-    # the Adam moment after one clipped step is 0.1 of the gradient: the gradient itself, leaf by leaf
+    np.testing.assert_allclose(sums["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    # the Adam moment after one clipped step is 0.1 of the gradient: the gradient itself
     clipped = jax.tree.map(lambda g: 0.1 * g / jnp.maximum(1.0, optax.tree.norm(grads)), grads)
-    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), moments, clipped)
+    apart = jax.tree.map(jnp.subtract, optax.tree_utils.tree_get(state.opt_state, "mu"), clipped)
+    assert optax.tree.norm(apart) < 1e-5 * optax.tree.norm(clipped)
 
 
 @pytest.mark.parametrize(("loss", "num_microbatches"), [*zip(LOSSES, (2, 4, 8), strict=True), (LOSSES[0], 8)], ids=str)
