@@ -36,7 +36,7 @@ def test_explained_versions_are_the_constrained_ones():
 
 def test_run_time_imports_are_declared():
     """Every third-party package that the code imports is one the project asks for."""
-    other_names = {"yaml": "pyyaml", "orbax": "orbax-checkpoint"}
+    other_names = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "lm_eval": "lm-eval"}
     extras = PROJECT["project"]["optional-dependencies"].values()
     asked = requirement_names([*PROJECT["project"]["dependencies"], *chain.from_iterable(extras)])
     undeclared = {}

@@ -50,6 +50,16 @@ class ReferenceSource:
     """Folder that keeps reference log-probs for later runs; null is `<output_dir>/reference_store`."""
 
 
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps are traced."""
+
+    start: Annotated[int, Field(ge=1)] = 3
+    """First optimizer step of the trace; the first two warm up."""
+    steps: Annotated[int, Field(ge=1)] = 3
+    """Optimizer steps traced."""
+
+
 class Config(BaseModel):
     """A whole run. Frozen and hashable, hence a cache key and the run's record; relative paths are read from the
     working directory."""
@@ -84,6 +94,10 @@ class Config(BaseModel):
     JAX_COMPILATION_CACHE_DIR is set, that one is used."""
     logging_steps: PositiveInt = 1
     """Optimizer steps between lines of metrics."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ("tensorboard",)
+    """Trackers that get a copy of metrics.jsonl, which is written in any case; [] is none."""
+    profile: ProfileConfig | None = None
+    """Steps of which a JAX trace is written to `<output_dir>/profile`; null is none."""
     eval_steps: PositiveInt | None = None
     """Optimizer steps between evaluations on `data.eval`; null is at the end only."""
     model: ModelSource

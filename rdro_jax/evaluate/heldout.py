@@ -10,7 +10,7 @@ from rdro_jax.losses import RDRO
 from rdro_jax.models import load_config, load_model
 from rdro_jax.parallel import MeshConfig, make_mesh, rows_sharding
 from rdro_jax.train.dataset import HeldoutSet
-from rdro_jax.train.heldout import heldout_metrics
+from rdro_jax.train.heldout import heldout_intervals, heldout_metrics, heldout_pictures
 from rdro_jax.train.policy import make_policy
 from rdro_jax.train.scoring import score_examples
 
@@ -26,7 +26,7 @@ def evaluate(
     slots: int = 16,
     alpha: float | None = None,
 ) -> dict[str, Any]:
-    """Held-out metrics of a policy: see `train.heldout.heldout_metrics`.
+    """Held-out metrics of a policy (`train.heldout.heldout_metrics`), their intervals by prompt, histogram and curve.
 
     `model` and `reference` are Hugging Face folders (a finished run is one); `data` is a JSONL file of labelled rows;
     `alpha` is the share of desirable rows the ratio is measured against, by default that of `data`.
@@ -40,7 +40,9 @@ def evaluate(
     }
     loss = RDRO(alpha=examples.report.alpha if alpha is None else alpha)
     scored = HeldoutSet(examples, logps[reference], None, None).inputs(logps[model])
-    return heldout_metrics(loss, scored, prompts=examples.prompt_hashes)
+    prompts = examples.prompt_hashes
+    metrics = heldout_metrics(loss, scored, prompts=prompts, paired=examples.report.format == "paired")
+    return metrics | {"intervals": heldout_intervals(loss, scored, prompts=prompts), **heldout_pictures(loss, scored)}
 
 
 def folder_logps(folder: str | Path, examples: Examples, *, max_length: int, slots: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from rdro_jax.losses.numerics import Scalar
 
@@ -76,25 +76,6 @@ def alpha_hat(
     """
     preferred, other = class_means(jnp.exp(log_ratio), desirable, weight)
     return (1 - other) / (preferred - other)
-
-
-def alpha_interval(
-    log_ratio: Float[Array, "examples"],
-    desirable: Bool[Array, "examples"],
-    weight: Float[Array, "examples"],
-    key: Key[Array, ""],
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-) -> Float[Array, "2"]:
-    """Percentile bootstrap interval of `alpha_hat`: lower and upper end."""
-
-    def resampled(key):
-        drawn = jax.random.randint(key, log_ratio.shape, 0, log_ratio.size)
-        return alpha_hat(log_ratio[drawn], desirable[drawn], weight[drawn])
-
-    tail = (1 - level) / 2
-    return jnp.nanquantile(jax.lax.map(resampled, jax.random.split(key, resamples)), jnp.asarray([tail, 1 - tail]))
 
 
 def effective_share(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
@@ -179,6 +160,28 @@ def kullback_leibler(
 ) -> Float[Array, ""]:
     """KL(p+ || reference) = E+[s], in nats, if r is the relative ratio."""
     return class_means(log_ratio, desirable, weight).preferred
+
+
+def policy_kl(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
+    """KL(policy || reference) in nats from samples of the reference: sum r s / sum r.
+
+    As trustworthy as `effective_share` is large.
+    """
+    ratio = jnp.exp(log_ratio - jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf)))
+    return mean(ratio * log_ratio, weight) / mean(ratio, weight)
+
+
+def reference_kl(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
+    """KL(reference || policy) in nats from samples of the reference: the mean of -s."""
+    return mean(-log_ratio, weight)
+
+
+def correlation(
+    first: Float[Array, "examples"], second: Float[Array, "examples"], weight: Float[Array, "examples"]
+) -> Float[Array, ""]:
+    """Pearson's correlation; NaN where one of the two is constant."""
+    first, second = first - mean(first, weight), second - mean(second, weight)
+    return mean(first * second, weight) / jnp.sqrt(mean(first**2, weight) * mean(second**2, weight))
 
 
 def pearson(

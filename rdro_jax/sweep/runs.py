@@ -5,10 +5,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rdro_jax.run_files import METRICS_FILE, RESULT_FILE, read_metrics
 from rdro_jax.sweep.space import Point
 from rdro_jax.sweep.spec import LoadedSweep
-from rdro_jax.train.metrics import read_metrics
-from rdro_jax.train.run import METRICS_FILE, RESULT_FILE
 
 LOG_FILE = "log.txt"
 

@@ -40,7 +40,9 @@ def resolve_loss(config: Config, run: RunFolder, policy: Policy, share: float, h
 def _estimate(config: Config, policy: Policy, share: float, heldout: HeldoutSet | None) -> dict[str, Any]:
     """alpha_hat of the starting policy with its interval. Raises: ConfigError where the interval leaves (0, 1)."""
     params = starting_params(config, policy)
-    metrics = evaluate(config, policy, RDRO(alpha=share), params, (), heldout)
+    evaluation = evaluate(config, policy, RDRO(alpha=share), params, (), heldout)
+    assert evaluation is not None, "the config asks for held-out rows beside loss.alpha: estimate"
+    metrics = evaluation.metrics
     value, low, high = (metrics[f"eval_alpha_hat/{name}"] for name in ("value", "low", "high"))
     if value is None or low is None or high is None or not (0 < low <= value <= high < 1):
         raise ConfigError(

@@ -9,8 +9,7 @@ from rdro_jax.config import Config
 from rdro_jax.errors import StorageError
 from rdro_jax.models import Params
 from rdro_jax.parallel import is_first
-from rdro_jax.train.metrics import read_metrics
-from rdro_jax.train.run import METRICS_FILE
+from rdro_jax.run_files import METRICS_FILE, read_metrics
 
 CARD_FILE = "README.md"
 

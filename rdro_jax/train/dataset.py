@@ -12,7 +12,7 @@ from rdro_jax.errors import ConfigError, WeightError
 from rdro_jax.losses import LossBase, LossInputs
 from rdro_jax.models import Params, load_model
 from rdro_jax.parallel import from_first, host_share, rows_sharding
-from rdro_jax.train.heldout import heldout_metrics
+from rdro_jax.train.heldout import heldout_metrics, heldout_pictures
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.reference import fill_reference_logps, reference_fingerprint
 from rdro_jax.train.scoring import score_batches, score_examples
@@ -157,20 +157,30 @@ def make_heldout_set(config: Config, policy: Policy, examples: Examples) -> Held
     return HeldoutSet(examples, known, _prompt_alpha(config, examples), mismatched)
 
 
+class Evaluation(NamedTuple):
+    """What held-out rows say of a policy."""
+
+    metrics: dict[str, Any]
+    """Figures, their names under `eval_`."""
+    pictures: dict[str, Any]
+    """Histograms and curves: `train.heldout.heldout_pictures`."""
+
+
 def evaluate(
     config: Config, policy: Policy, loss: LossBase, params: Params, running: Any, heldout: HeldoutSet | None
-) -> dict[str, Any]:
-    """Held-out metrics under `eval_`; none without a held-out set."""
+) -> Evaluation | None:
+    """What the held-out set says; None without one."""
     if heldout is None:
-        return {}
+        return None
 
     def inputs(part: HeldoutSet) -> LossInputs:
         return part.inputs(score_policy(config, policy, params, part.examples, title="held-out log-probs"))
 
     mismatched = inputs(heldout.mismatched) if heldout.mismatched is not None else None
-    prompts = heldout.examples.prompt_hashes
-    metrics = heldout_metrics(loss, inputs(heldout), mismatched=mismatched, running=running, prompts=prompts)
-    return {f"eval_{name}": value for name, value in metrics.items()}
+    prompts, paired = heldout.examples.prompt_hashes, heldout.examples.report.format == "paired"
+    x = inputs(heldout)
+    metrics = heldout_metrics(loss, x, mismatched=mismatched, running=running, prompts=prompts, paired=paired)
+    return Evaluation({f"eval_{name}": value for name, value in metrics.items()}, heldout_pictures(loss, x))
 
 
 def _make_loader(config: Config, examples: Examples, **more: Any) -> Loader:

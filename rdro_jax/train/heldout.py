@@ -1,16 +1,35 @@
 """What held-out rows say about a policy, given its log-ratios to the reference. float64."""
 
 import math
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt64
+from jaxtyping import Array, Bool, Float, UInt64
 from scipy.stats import rankdata
 
 from rdro_jax.losses import LossBase, LossInputs, diagnostics
+from rdro_jax.train.bootstrap import draw_prompts, interval, resampled_auc
 from rdro_jax.train.metrics import CLASSES, QUANTILES
+
+HISTOGRAM_BINS = 40
+FIELDS = tuple(zip(CLASSES, ("preferred", "other"), strict=True))
+
+
+class Judged(NamedTuple):
+    """Held-out examples with the loss's own values, float64."""
+
+    x: LossInputs
+    values: Float[Array, "examples"]
+    weights: Float[Array, "examples"]
+    """Of the loss; 0 for what does not count."""
+    statistics: Mapping[str, Any]
+    prompts: UInt64[np.ndarray, "examples"] | None
+    """Equal for examples of one prompt."""
 
 
 def heldout_metrics(
@@ -20,30 +39,108 @@ def heldout_metrics(
     mismatched: LossInputs | None = None,
     running: Any = None,
     prompts: UInt64[np.ndarray, "examples"] | None = None,
+    paired: bool = False,
 ) -> dict[str, Any]:
     """Held-out loss, its statistics, and what the log-ratios say; None where a figure has nothing to stand on.
 
-    By class: counts, mean completion length (tokens), mean log-prob (nats) and, of a loss with a reference, mean and
-    5 % and 95 % quantiles of the log-ratio (nats) and the AUC, over all examples and over examples of one prompt.
-    Of a ratio loss also the diagnostics of `rdro_jax.losses.diagnostics`, with its alpha.
+    By class: counts, mean completion length (tokens), mean log-prob and NLL per token (nats) and, of a loss with a
+    reference, mean and 5 % and 95 % quantiles of the log-ratio (nats), its correlation with length, and the AUC, over
+    all examples and over examples of one prompt. Of a ratio loss also the diagnostics of `rdro_jax.losses.diagnostics`,
+    with its alpha, and an interval of alpha_hat.
 
-    `prompts` are equal for examples of one prompt. `running` are the running statistics of training, which stay as
-    they are.
+    `running` are the running statistics of training, which stay as they are. `paired` says that neighbours of one
+    prompt, a desirable and an undesirable example, are a pair.
     """
-    # float64, on the host whatever the accelerator: sums of exponentials over thousands of rows.
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        x, mismatched = _widened(x), None if mismatched is None else _widened(mismatched)
-        running = loss.init_running() if running is None else jax.tree.map(np.asarray, running)
-        statistics, _ = loss.statistics(x, mismatched, running)
-        values, weights = loss(x._replace(statistics=statistics))
-        metrics = {"loss": jnp.sum(values * weights) / jnp.sum(weights), **dict(statistics), **_by_class(loss, x)}
+    with _float64():
+        judged = _judge(loss, x, mismatched, running, prompts)
+        once = jnp.ones(len(judged.values))
+        metrics = {**judged.statistics, **_counts(loss, judged.x), **_figures(loss, judged, once)}
         if loss.needs_reference:
-            metrics |= _ranking(x, prompts)
+            metrics |= _ranking(judged, paired)
         if loss.floor is not None:
             metrics["loss_floor"] = loss.floor
         if loss.log_bound is not None:
-            metrics |= _ratio_metrics(x, math.exp(-loss.log_bound))
+            low, high = _resampled(loss, judged, ("alpha_hat/value",))["alpha_hat/value"]
+            metrics |= {"alpha_hat/low": low, "alpha_hat/high": high}
         return {name: _finite(value) for name, value in metrics.items()}
+
+
+def heldout_intervals(
+    loss: LossBase,
+    x: LossInputs,
+    *,
+    mismatched: LossInputs | None = None,
+    running: Any = None,
+    prompts: UInt64[np.ndarray, "examples"] | None = None,
+) -> dict[str, tuple[float | None, float | None]]:
+    """95 % bootstrap intervals, by prompt, of those of `heldout_metrics` that are means or made of means, and of AUC.
+
+    Prompts are drawn with replacement, completions of one stay together; without `prompts` every example is its own.
+    """
+    with _float64():
+        judged = _judge(loss, x, mismatched, running, prompts)
+        intervals = _resampled(loss, judged, None)
+        if loss.needs_reference:
+            intervals |= _ranking_intervals(judged)
+        return {name: (_finite(low), _finite(high)) for name, (low, high) in intervals.items()}
+
+
+@contextmanager
+def _float64() -> Iterator[None]:
+    """Sums of exponentials over thousands of rows: float64, on the host whatever the accelerator."""
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        yield
+
+
+def _judge(loss: LossBase, x: LossInputs, mismatched: LossInputs | None, running: Any, prompts: Any) -> Judged:
+    x, mismatched = _widened(x), None if mismatched is None else _widened(mismatched)
+    running = loss.init_running() if running is None else jax.tree.map(np.asarray, running)
+    statistics, _ = loss.statistics(x, mismatched, running)
+    values, weights = loss(x._replace(statistics=statistics))
+    return Judged(x, values, weights, dict(statistics), prompts)
+
+
+def _resampled(loss: LossBase, judged: Judged, names: tuple[str, ...] | None) -> dict[str, tuple[float, float]]:
+    """Intervals of the figures `names`; None is all of them."""
+    members, group = np.unique(_groups(judged), return_inverse=True)
+    plain = judged._replace(prompts=None)
+    blocks = [_resample(plain, group, times, loss=loss, names=names) for times in draw_prompts(len(members))]
+    return {name: interval(np.concatenate([block[name] for block in blocks])) for name in blocks[0]}
+
+
+@partial(jax.jit, static_argnames=("loss", "names"))
+def _resample(judged: Judged, group: Any, times: Any, *, loss: LossBase, names: tuple[str, ...] | None) -> Any:
+    """The figures in each resample of a block."""
+
+    def once(drawn):
+        told = _figures(loss, judged, drawn[group] * 1.0)
+        return {name: told[name] for name in names or told}
+
+    return jax.vmap(once)(times)
+
+
+def _groups(judged: Judged) -> UInt64[np.ndarray, "examples"]:
+    return np.arange(len(judged.values), dtype=np.uint64) if judged.prompts is None else judged.prompts
+
+
+def heldout_pictures(loss: LossBase, x: LossInputs) -> dict[str, Any]:
+    """Histogram of the log-ratio by class (nats, one set of edges), and the reliability curve of a ratio loss."""
+    if not loss.needs_reference:
+        return {}
+    present = np.asarray(x.weight) > 0
+    scores = np.subtract(x.policy_logps, x.reference_logps, dtype=np.float64)[present]
+    desirable = np.asarray(x.desirable)[present]
+    edges = np.histogram_bin_edges(scores[np.isfinite(scores)], HISTOGRAM_BINS)
+    counts = [np.histogram(scores[member], edges)[0].tolist() for member in (desirable, ~desirable)]
+    pictures: dict[str, Any] = {"log_ratio": {"edges": edges.tolist(), **dict(zip(CLASSES, counts, strict=True))}}
+    if loss.log_bound is not None:
+        with _float64():
+            labelled = (
+                jnp.asarray(values) for values in (scores, desirable, np.asarray(x.weight, np.float64)[present])
+            )
+            curve = diagnostics.reliability(*labelled, alpha=math.exp(-loss.log_bound))
+        pictures["reliability"] = {name: [_finite(v) for v in values] for name, values in curve._asdict().items()}
+    return pictures
 
 
 def _widened(x: LossInputs) -> LossInputs:
@@ -57,53 +154,100 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _by_class(loss: LossBase, x: LossInputs) -> dict[str, Any]:
-    log_ratio = x.policy_logps - x.reference_logps
+def _counts(loss: LossBase, x: LossInputs) -> dict[str, Any]:
+    """What no weight can resample: how many examples of each class there are, and quantiles."""
     present = jnp.where(x.weight > 0, 1.0, 0.0)
-    told = {"lengths": x.lengths * 1.0, "logps": x.policy_logps} | (
-        {"rewards": log_ratio} if loss.needs_reference else {}
-    )
     metrics: dict[str, Any] = {}
     for name, member in zip(CLASSES, (x.desirable, ~x.desirable), strict=True):
         metrics[f"counts/{name}"] = jnp.sum(present * member)
-    for kind, values in told.items():
-        means = diagnostics.class_means(values, x.desirable, present)
-        metrics |= {f"{kind}/{name}": value for name, value in zip(CLASSES, means, strict=True)}
     if loss.needs_reference:
+        log_ratio = x.policy_logps - x.reference_logps
         quantiles = diagnostics.class_quantiles(log_ratio, x.desirable, present, tuple(QUANTILES.values()))
         for name, values in zip(CLASSES, quantiles, strict=True):
             metrics |= {f"rewards/{name}_{key}": value for key, value in zip(QUANTILES, values, strict=True)}
     return metrics
 
 
-def _ranking(x: LossInputs, prompts: UInt64[np.ndarray, "examples"] | None) -> dict[str, Any]:
-    present = np.asarray(x.weight) > 0
-    scores, desirable = np.asarray(x.policy_logps - x.reference_logps)[present], np.asarray(x.desirable)[present]
-    metrics: dict[str, Any] = {"rewards/auc": auc(scores, desirable)}
-    if prompts is not None:
-        metrics["rewards/auc_within_prompt"] = auc_within(scores, desirable, prompts[present])
+def _figures(loss: LossBase, judged: Judged, times: Float[Array, "examples"]) -> dict[str, Any]:
+    """Figures that are means or made of means, each example counted as often as `times` says."""
+    x = judged.x._replace(weight=judged.x.weight * times)
+    metrics = {"loss": diagnostics.mean(judged.values, judged.weights * times), **_class_figures(loss, x, times)}
+    if loss.log_bound is not None:
+        metrics |= _ratio_figures(x, math.exp(-loss.log_bound))
     return metrics
 
 
-def _ratio_metrics(x: LossInputs, alpha: float) -> dict[str, Any]:
+def _class_figures(loss: LossBase, x: LossInputs, times: Float[Array, "examples"]) -> dict[str, Any]:
+    log_ratio, lengths = x.policy_logps - x.reference_logps, x.lengths * 1.0
+    present = jnp.where(x.weight > 0, times, 0.0)
+    told = {"lengths": lengths, "logps": x.policy_logps} | ({"rewards": log_ratio} if loss.needs_reference else {})
+    means = {kind: diagnostics.class_means(values, x.desirable, present) for kind, values in told.items()}
+    metrics = {f"{kind}/{name}": getattr(both, field) for kind, both in means.items() for name, field in FIELDS}
+    metrics |= {f"nll/{name}": -metrics[f"logps/{name}"] / metrics[f"lengths/{name}"] for name in CLASSES}
+    if loss.needs_reference:
+        metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        members = {"all": present, "chosen": present * x.desirable, "rejected": present * ~x.desirable}
+        for name, weight in members.items():
+            metrics[f"length_correlation/{name}"] = diagnostics.correlation(log_ratio, lengths, weight)
+    return metrics
+
+
+def _ratio_figures(x: LossInputs, alpha: float) -> dict[str, Any]:
     """The diagnostics of the relative density ratio."""
     labelled = (x.policy_logps - x.reference_logps, x.desirable, x.weight)
-    log_ratio, _, weight = labelled
-    interval = diagnostics.alpha_interval(*labelled, jax.random.key(0))
+    log_ratio, desirable, weight = labelled
+    over = {name: jnp.where(member, weight, 0.0) for name, member in zip(CLASSES, (desirable, ~desirable), strict=True)}
     return {
         "ratio/over_bound": diagnostics.over_bound_share(log_ratio, weight, alpha=alpha),
+        **{
+            f"ratio/over_bound_{name}": diagnostics.over_bound_share(log_ratio, part, alpha=alpha)
+            for name, part in over.items()
+        },
         "ratio/normalisation": diagnostics.normalisation(*labelled, alpha=alpha),
         "ratio/effective_share": diagnostics.effective_share(log_ratio, weight),
         "ratio/preferred_rate": diagnostics.off_policy_preferred_rate(*labelled),
         "alpha_hat/value": diagnostics.alpha_hat(*labelled),
-        "alpha_hat/low": interval[0],
-        "alpha_hat/high": interval[1],
         "calibration/brier": diagnostics.brier(*labelled, alpha=alpha),
         "calibration/ece": diagnostics.calibration_error(diagnostics.reliability(*labelled, alpha=alpha)),
         "divergence/kl": diagnostics.kullback_leibler(*labelled),
+        "divergence/policy_kl": diagnostics.policy_kl(log_ratio, weight),
+        "divergence/reference_kl": diagnostics.reference_kl(log_ratio, weight),
         "divergence/pearson": diagnostics.pearson(*labelled, alpha=alpha),
         "divergence/jensen_shannon": diagnostics.jensen_shannon(*labelled, alpha=alpha),
     }
+
+
+def _scores(judged: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-ratios, labels and prompts of the examples present."""
+    present = np.asarray(judged.x.weight) > 0
+    scores = np.asarray(judged.x.policy_logps - judged.x.reference_logps)[present]
+    return scores, np.asarray(judged.x.desirable)[present], _groups(judged)[present]
+
+
+def _ranking(judged: Judged, paired: bool) -> dict[str, Any]:
+    scores, desirable, prompts = _scores(judged)
+    metrics: dict[str, Any] = {"rewards/auc": auc(scores, desirable)}
+    if judged.prompts is not None:
+        metrics["rewards/auc_within_prompt"] = auc_within(scores, desirable, prompts)
+    if paired:
+        metrics["rewards/accuracies"] = pair_accuracy(scores, desirable, prompts)
+    return metrics
+
+
+def _ranking_intervals(judged: Judged) -> dict[str, tuple[float, float]]:
+    scores, desirable, prompts = _scores(judged)
+    members, group = np.unique(prompts, return_inverse=True)
+    whole, within = [], []
+    won, pairs = within_prompts(scores, desirable, prompts)
+    for times in draw_prompts(len(members)):
+        whole.append(resampled_auc(scores, desirable, times[:, group]))
+        # A prompt drawn twice is two prompts: no pair has a member in each.
+        count = times @ pairs
+        within.append(np.divide(times @ won, count, out=np.full(len(times), np.nan), where=count > 0))
+    intervals = {"rewards/auc": interval(np.concatenate(whole))}
+    return intervals | (
+        {} if judged.prompts is None else {"rewards/auc_within_prompt": interval(np.concatenate(within))}
+    )
 
 
 def auc(scores: Float[np.ndarray, "examples"], desirable: Bool[np.ndarray, "examples"]) -> float | None:
@@ -125,13 +269,29 @@ def auc_within(
     groups: UInt64[np.ndarray, "examples"],
 ) -> float | None:
     """AUC over the pairs whose two examples are of one group; None where there is no such pair."""
+    won, pairs = within_prompts(scores, desirable, groups)
+    return float(won.sum() / pairs.sum()) if pairs.sum() else None
+
+
+def within_prompts(
+    scores: Float[np.ndarray, "examples"],
+    desirable: Bool[np.ndarray, "examples"],
+    groups: UInt64[np.ndarray, "examples"],
+) -> tuple[Float[np.ndarray, "prompts"], Float[np.ndarray, "prompts"]]:
+    """Of each group in sorted order, how many of its pairs of both classes are won, ties half, and how many it has."""
     order = np.argsort(groups, kind="stable")
     borders = np.flatnonzero(np.diff(groups[order])) + 1
-    won, pairs = 0.0, 0
-    for members in np.split(order, borders):
-        liked = int(desirable[members].sum())
-        count = liked * (len(members) - liked)
-        if count:
-            won += count * (auc(scores[members], desirable[members]) or 0.0)
-            pairs += count
-    return won / pairs if pairs else None
+    parts = np.split(order, borders)
+    pairs = np.array([desirable[part].sum() * (~desirable[part]).sum() for part in parts], float)
+    won = [n * (auc(scores[part], desirable[part]) or 0.0) if n else 0.0 for part, n in zip(parts, pairs, strict=True)]
+    return np.array(won), pairs
+
+
+def pair_accuracy(
+    scores: Float[np.ndarray, "examples"],
+    desirable: Bool[np.ndarray, "examples"],
+    groups: UInt64[np.ndarray, "examples"],
+) -> float | None:
+    """Share of pairs, neighbours of one group with the desirable example first, whose first score is the higher."""
+    pair = desirable[:-1] & ~desirable[1:] & (groups[:-1] == groups[1:])
+    return float((scores[:-1] > scores[1:])[pair].mean()) if pair.any() else None

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,10 +43,13 @@ from rdro_jax.train.run import (
     locked,
     open_run,
     read_data,
+    write_loss,
     write_result,
 )
+from rdro_jax.train.speed import Speed, tracing
 from rdro_jax.train.state import TrainState, init_state, state_items
 from rdro_jax.train.stopping import stop_requests
+from rdro_jax.train.trackers import check_trackers
 from rdro_jax.train.trained import load_base, policy_params, start_adapters
 from rdro_jax.train.watchdog import Watchdog, abort
 
@@ -91,6 +94,7 @@ def train(config: Config) -> RunResult:
     deadline = None if config.max_runtime is None else time.monotonic() + config.max_runtime
     config = pin_models(config)
     check_inputs(config)
+    check_trackers(config.report_to)
     keep_programs(config.compilation_cache)
     policy = make_run_policy(config)
     from_first(lambda: check_space(config, policy))
@@ -120,15 +124,17 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     state = load_state(config, run, policy, optimizer, loss)
     if checking and config.reference.path is None:
         check_reference_logps(config, policy, policy_params(config, state), loader)
+    write_loss(run, loss)
     _introduce(config, run, loader, loss, num_steps)
 
     step = compile_step(config, policy, loss, num_steps, state, loader)
     judge = lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout)  # noqa: E731
-    recorder = Recorder(config, run, loss, loader, num_steps, state.params)
+    speed = Speed(config, policy)
+    recorder = Recorder(config, run, loss, loader, num_steps, state.params, speed)
     publish = partial(export_step, config, policy, run)
     batches = (batch for batch, _ in islice(loader, num_steps - run.resume_step))
     feed = Feed(batches, rows_sharding(policy.mesh))
-    state = _run_steps(config, run, step, judge, publish, state, recorder, feed, num_steps, deadline)
+    state = _run_steps(config, run, step, judge, publish, state, recorder, speed, feed, num_steps, deadline)
     export_end(config, policy, run, num_steps, state, recorder.latest)
     write_result(run, recorder.latest)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
@@ -159,19 +165,22 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
     )
 
 
-def _run_steps(config, run, step, judge, publish, state, recorder, feed, num_steps, deadline) -> TrainState:
+def _run_steps(config, run, step, judge, publish, state, recorder, speed, feed, num_steps, deadline) -> TrainState:
     """The steps that are left. A step's metrics are fetched after the next step is under way, its batch on the device.
 
     Raises `RestartWanted` when a signal or the deadline asks for a stop, after the state is saved.
     """
     saver, watch = CheckpointWriter(run.path, config.checkpoint), _make_watchdog(config, run)
     with (
+        closing(recorder),
         progress("training", num_steps, run.resume_step) as show,
         stop_requests(deadline) as stop_reason,
         _last_good_state(run, saver),
+        tracing(config, run.path) as trace,
         watch.watching(),
     ):
         for number, batch in enumerate(feed, run.resume_step + 1):
+            trace(number, state)
             state, metrics = step(state, batch)
             recorder.fetch(show)
             recorder.hold(number, metrics, feed.waited)
@@ -184,12 +193,15 @@ def _run_steps(config, run, step, judge, publish, state, recorder, feed, num_ste
                 recorder.fetch(show)
                 watch.rest()
             if evaluating:
-                recorder.write(number, judge(state))
+                with speed.phase("eval"):
+                    recorder.evaluated(number, judge(state))
             if exporting:
-                publish(number, state, recorder.latest)
+                with speed.phase("save"):
+                    publish(number, state, recorder.latest)
             if saving:
                 meta = {"config": identity(config), "window": recorder.window()}
-                saver.save(number, state_items(state), meta, _best_metric(config, recorder) if evaluating else None)
+                with speed.phase("save"):
+                    saver.save(number, state_items(state), meta, _best_metric(config, recorder) if evaluating else None)
             if stop:
                 saver.wait()
                 raise RestartWanted(f"{run.path}: {stop}: state saved after step {number}; the same command goes on")

@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float
 from rdro_jax.batch import Batch
 from rdro_jax.losses import LossBase, LossInputs
 from rdro_jax.losses.diagnostics import class_quantiles
+from rdro_jax.run_files import read_metrics
 
 CLASSES = ("chosen", "rejected")
 """The names TRL gives to the metrics of desirable and undesirable examples."""
@@ -164,12 +164,3 @@ class MetricsWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a metrics file; a torn last line is passed over."""
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return

@@ -13,9 +13,13 @@ from rdro_jax.errors import DivergedError, RecordError
 from rdro_jax.losses import LossBase
 from rdro_jax.optim import make_schedule
 from rdro_jax.parallel import is_first, path_name
+from rdro_jax.run_files import EVALUATIONS_FILE, METRICS_FILE
 from rdro_jax.train.console import Report, say
+from rdro_jax.train.dataset import Evaluation
 from rdro_jax.train.metrics import MetricsWriter, Window
-from rdro_jax.train.run import METRICS_FILE, RunFolder
+from rdro_jax.train.run import RunFolder, flatten
+from rdro_jax.train.speed import Speed
+from rdro_jax.train.trackers import Told, Trackers
 
 
 def due(step: int, interval: int | None) -> bool:
@@ -26,11 +30,16 @@ def due(step: int, interval: int | None) -> bool:
 class Recorder:
     """Turns the metrics of steps into lines of metrics.jsonl, and ends a run that leads nowhere."""
 
-    def __init__(self, config: Config, run: RunFolder, loss: LossBase, loader: Loader, num_steps: int, params: Any):
-        self._config, self._loss, self._loader, self._num_steps = config, loss, loader, num_steps
+    def __init__(
+        self, config: Config, run: RunFolder, loss: LossBase, loader: Loader, num_steps: int, params: Any, speed: Speed
+    ):
+        self._config, self._loss, self._loader, self._num_steps, self._speed = config, loss, loader, num_steps, speed
         self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
         self._schedule = make_schedule(config.optimizer, num_steps)
-        self._writer = MetricsWriter(run.path / METRICS_FILE, resume_step=run.resume_step) if is_first() else None
+        files = (METRICS_FILE, EVALUATIONS_FILE) if is_first() else ()
+        self._writers = {name: MetricsWriter(run.path / name, resume_step=run.resume_step) for name in files}
+        told = Told(run.path, flatten(config.model_dump(mode="json")), run.resume_step)
+        self._trackers = Trackers(config.report_to if is_first() else (), told)
         self._held: tuple[int, Any, float] | None = None
         self._window, self._since, self._waited = Window(loss, run.window), time.monotonic(), 0.0
         self._skipped_in_a_row = 0
@@ -54,15 +63,33 @@ class Recorder:
             now = time.monotonic()
             rate = float(np.asarray(self._schedule(number - 1)))
             line = {"epoch": round(self._loader.epoch(number), 4), "learning_rate": rate, **self._window.means()}
-            self.write(number, line | self._window.rates(now - self._since, waited - self._waited))
+            rates = self._window.rates(now - self._since, waited - self._waited)
+            rates |= self._speed.figures(now - self._since, rates.get("throughput/tokens_per_s"))
+            self.write(number, line | rates)
             show({"step": number} | self.latest)
             self._window, self._since, self._waited = Window(self._loss), now, waited
 
     def write(self, number: int, line: dict[str, Any]) -> None:
         """Append a line of metrics."""
         self.latest |= line
-        if line and self._writer is not None:
-            self._writer.write({"step": number} | line)
+        self._append(METRICS_FILE, number, line)
+        self._trackers.write(number, line)
+
+    def evaluated(self, number: int, evaluation: Evaluation | None) -> None:
+        """Append what an evaluation says; None where there are no held-out rows."""
+        if evaluation is not None:
+            self.write(number, evaluation.metrics)
+            self._append(EVALUATIONS_FILE, number, evaluation.pictures)
+
+    def close(self) -> None:
+        """Close the files and the trackers."""
+        for writer in self._writers.values():
+            writer.close()
+        self._trackers.close()
+
+    def _append(self, name: str, number: int, line: dict[str, Any]) -> None:
+        if name in self._writers:
+            self._writers[name].write({"step": number} | line)
 
     def window(self) -> dict[str, Any]:
         """What was fetched since the last line, for the checkpoint."""

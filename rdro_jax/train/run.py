@@ -18,15 +18,32 @@ from rdro_jax.checkpoint import load_meta, sound_steps
 from rdro_jax.config import Config
 from rdro_jax.data import Examples, check_words, prepare, shared_prompts
 from rdro_jax.errors import ConfigError, StorageError
+from rdro_jax.losses import LossBase
 from rdro_jax.models import load_config as load_model_config
 from rdro_jax.parallel import from_first, is_first
+from rdro_jax.run_files import (
+    CONFIG_FILE,
+    DATA_REPORT_FILE,
+    ENVIRONMENT_FILE,
+    HOLDER_FILE,
+    LOCK_FILE,
+    LOSS_FILE,
+    RESULT_FILE,
+)
 from rdro_jax.train.console import say
 
-LOCK_FILE, HOLDER_FILE = ".lock", ".lock_holder"
-CONFIG_FILE, METRICS_FILE, RESULT_FILE = "config.yaml", "metrics.jsonl", "result.json"
-DATA_REPORT_FILE = "data_report.json"
 MAY_CHANGE = (
-    *("output_dir", "logging_steps", "eval_steps", "checkpoint", "max_runtime", "max_skipped_steps", "step_timeout"),
+    *(
+        "output_dir",
+        "report_to",
+        "profile",
+        "logging_steps",
+        "eval_steps",
+        "checkpoint",
+        "max_runtime",
+        "max_skipped_steps",
+        "step_timeout",
+    ),
     *("data.prepared", "data.workers", "mesh", "compilation_cache"),
 )
 """Keys a resumed run may give another value; all others decide its numbers. A mesh decides the order of sums only."""
@@ -60,7 +77,7 @@ def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None]:
     """Path of the opened run folder, the step to go on after, and metrics not yet logged."""
     path = make_folder(config)
     try:
-        (path / "environment.json").write_text(json.dumps(environment(), indent=2))
+        (path / ENVIRONMENT_FILE).write_text(json.dumps(environment(), indent=2))
         step, faults = sound_steps(path)
         for fault in faults:
             say(f"warning: {fault}; going back to an older checkpoint")
@@ -175,6 +192,12 @@ def check_vocabulary(config: Config, *parts: Examples | None) -> None:
         check_words(examples.tokens, vocabularies)
 
 
+def write_loss(run: RunFolder, loss: LossBase) -> None:
+    """Write the loss that the run minimises, with its floor and the bound of its log-ratio, in nats."""
+    told = dataclasses.asdict(loss) | {"floor": loss.floor, "log_bound": loss.log_bound}
+    from_first(lambda: write_json(run.path / LOSS_FILE, told))
+
+
 def write_result(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Write the final metrics; their file says that the run is finished."""
     from_first(lambda: write_json(run.path / RESULT_FILE, metrics))
@@ -208,14 +231,15 @@ def environment() -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run, by dotted key: the config without what a resumed run may change."""
-    flat = _flatten(config.model_dump(mode="json"))
+    flat = flatten(config.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if not {key, key.partition(".")[0]} & {*MAY_CHANGE}}
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dicts by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

@@ -18,7 +18,7 @@ import xxhash
 from tiny import write_folder
 
 from rdro_jax.checkpoint import checkpoint_path, list_steps
-from rdro_jax.train.metrics import read_metrics
+from rdro_jax.run_files import read_metrics
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["rdro_jax.cli.entry", "rdro_jax.train", "rdro_jax.export", "grain", "transformers"])

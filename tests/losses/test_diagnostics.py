@@ -86,11 +86,6 @@ def test_alpha_hat_finds_alpha_from_any_policy_that_tells_the_classes_apart():
         log_ratio = np.log(policy / policy.sum() / q)[y]
         estimates.append(float(dx.alpha_hat(*with_filler(log_ratio, desirable))))
     assert abs(np.mean(estimates) - ALPHA) < 0.01
-    s, z, weight = with_filler(log_ratio, desirable)
-    low, high = jax.jit(lambda *a: dx.alpha_interval(*a, jax.random.key(0), resamples=200))(s, z, weight)
-    assert low < estimates[-1] < high
-    # a standard error of about 0.01 at this size: the interval is neither a point nor useless
-    assert 0.5 * np.std(estimates) < (high - low) / 3.92 < 2 * np.std(estimates)
 
 
 def test_posterior_and_its_calibration(held_out):

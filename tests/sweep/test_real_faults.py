@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from benchmarks.sweep_task import write_task
-from rdro_jax.train.metrics import read_metrics
+from rdro_jax.run_files import read_metrics
 
 pytestmark = pytest.mark.skipif("REAL_TRIALS" not in os.environ, reason="make sweep-faults")
 HERE, KILLS = Path(__file__).parent, 10

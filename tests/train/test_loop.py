@@ -12,10 +12,13 @@ from rdro_jax.checkpoint import list_steps
 from rdro_jax.config import load_config
 from rdro_jax.data import load_examples, load_tokenizer
 from rdro_jax.errors import ConfigError, DivergedError, WeightError
+from rdro_jax.evaluate import evaluate
 from rdro_jax.export import export
 from rdro_jax.models import load_model
-from rdro_jax.train import train
-from rdro_jax.train.metrics import MetricsWriter, read_metrics
+from rdro_jax.run_files import read_metrics
+from rdro_jax.train import trackers, train
+from rdro_jax.train.metrics import MetricsWriter
+from rdro_jax.train.trackers import OPENERS, Tracker
 
 ONE_DEVICE = ("mesh.data=1", "mesh.fsdp=1")
 
@@ -32,6 +35,8 @@ def params_of(folder):
 
 
 def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
+    home = tmp_path.parent / "tiny0"
+    held_out = {"reference": home / "model", "data": home / "eval.jsonl"}
     result = train(load_config(config_file, [*ONE_DEVICE, "checkpoint.export_steps=3"]))
     lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
     steps = [line for line in lines if "loss" in line]
@@ -46,7 +51,7 @@ def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
     assert result.metrics["eval_rewards/auc"] > 0.9
     assert result.metrics["eval_loss"] < 2 * np.log(2)
     assert result.metrics["rewards/margins"] > 0.5
-    trained, start = params_of(result.run_dir), params_of(tmp_path.parent / "tiny0/model")
+    trained, start = params_of(result.run_dir), params_of(home / "model")
     assert not np.array_equal(trained["norm"]["scale"], start["norm"]["scale"])
     assert load_tokenizer(result.run_dir).chat_template
     again = train(load_config(config_file, ONE_DEVICE))
@@ -61,6 +66,11 @@ def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
         assert file.name == "README.md" or file.read_bytes() == (newest / file.name).read_bytes()
     assert f"after {saved} steps of rdro\n" in (newest / "README.md").read_text()
     assert f"after {len(steps)} steps of rdro\n" in (result.run_dir / "README.md").read_text()
+    same = evaluate(result.run_dir, **held_out, max_length=32, slots=4, alpha=alpha)
+    logged = {name[5:]: value for name, value in result.metrics.items() if name.startswith("eval_")}
+    assert {name: same[name] for name in logged} == pytest.approx(logged, abs=1e-4)
+    low, high = same["intervals"]["loss"]
+    assert low < same["loss"] < high
 
 
 def test_every_example_once_per_epoch(config_file):
@@ -68,6 +78,30 @@ def test_every_example_once_per_epoch(config_file):
     lines = [line for line in read_metrics(result.run_dir / "metrics.jsonl") if "loss" in line]
     assert sum(line["counts/chosen"] + line["counts/rejected"] for line in lines) == 3 * 60
     assert lines[-1]["epoch"] == 3
+
+
+def test_trackers_that_fail_change_nothing(config_file, monkeypatch, capsys):
+    """One raises when it is opened, one at every call: the same parameters as without any."""
+
+    def fail(*_):
+        raise OSError("no network")
+
+    monkeypatch.setitem(OPENERS, "wandb", fail)
+    monkeypatch.setitem(OPENERS, "tensorboard", lambda _: Tracker(fail, fail))
+    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    short = (*ONE_DEVICE, "max_steps=2", "data.eval=null")
+    folder = config_file.parent
+    ways = {"alone": ["report_to=[]"], "watched": ["report_to=[wandb,tensorboard]", "profile={start: 2, steps: 1}"]}
+    alone, watched = (
+        train(load_config(config_file, (*short, f"output_dir={folder / name}", *way))).run_dir
+        for name, way in ways.items()
+    )
+    jax.tree.map(np.testing.assert_array_equal, params_of(alone), params_of(watched))
+    assert lines_without_times(alone) == lines_without_times(watched)
+    assert list((watched / "profile").rglob("*.xplane.pb"))
+    assert not (alone / "profile").exists()
+    shown = capsys.readouterr().err
+    assert shown.count("wandb: no network; the run goes on") == shown.count("tensorboard: no network; the run") == 1
 
 
 def test_sft_fits_the_completions(config_file):

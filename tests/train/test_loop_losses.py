@@ -10,8 +10,8 @@ import pytest
 from rdro_jax import cli
 from rdro_jax.config import load_config
 from rdro_jax.errors import ConfigError, RecordError
+from rdro_jax.run_files import read_metrics
 from rdro_jax.train import train
-from rdro_jax.train.metrics import read_metrics
 
 SHORT = ("mesh.data=1", "mesh.fsdp=1", "num_train_epochs=2")
 

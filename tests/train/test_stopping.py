@@ -17,8 +17,8 @@ from rdro_jax.config import load_config
 from rdro_jax.errors import DivergedError, RestartWanted
 from rdro_jax.losses import BCO, RDRO
 from rdro_jax.models import load_model
+from rdro_jax.run_files import read_metrics
 from rdro_jax.train import train
-from rdro_jax.train.metrics import read_metrics
 from rdro_jax.train.run import locked
 from rdro_jax.train.state import init_state
 from rdro_jax.train.step import make_train_step

@@ -1,0 +1,109 @@
+"""Where the time of a run goes, how well the devices are used, and a trace of some steps."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rdro_jax.config import Config
+from rdro_jax.models.flops import step_flops
+from rdro_jax.train.console import say
+from rdro_jax.train.policy import Policy
+
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bfloat16 operations per second of a device, by the beginning of its name in JAX. Source: data sheets."""
+TRACE_FOLDER = "profile"
+"""Where in the run folder a trace is written, for TensorBoard's profiler or xprof."""
+
+
+class Speed:
+    """Seconds by phase since the last line of metrics, and the share of the devices' peak."""
+
+    def __init__(self, config: Config, policy: Policy):
+        """Clocks at zero; says which convention the model FLOP utilisation follows, where the peak is known."""
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        devices = policy.mesh.devices.ravel()
+        peak = peak_flops(devices[0].device_kind)
+        self._per_token = step_flops(policy.model, 1, config.data.max_length, config.model.lora).model
+        self._peak = None if peak is None else peak * len(devices)
+        if peak is not None:
+            say(
+                f"MFU: {self._per_token / 1e9:.3g} GFLOP per token of the model (6 per weight, attention in full, "
+                f"nothing computed twice; padding none), of {len(devices)} x {peak / 1e12:g} TFLOP/s dense bfloat16"
+            )
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time until it closes as that of `name`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[name] += time.monotonic() - start
+
+    def figures(self, seconds: float, tokens_per_s: float | None) -> dict[str, float]:
+        """Figures of a window of `seconds`, and the clocks at zero again.
+
+        `time/eval_s`, `time/save_s`: seconds of the window. `throughput/goodput`: the share that is left for steps.
+        `throughput/mfu`: model FLOPs per second over the devices' peak, where that is known.
+        """
+        spent, self._spent = self._spent, defaultdict(float)
+        figures: dict[str, float] = {f"time/{name}_s": value for name, value in spent.items()}
+        figures["throughput/goodput"] = max(0.0, 1 - sum(spent.values()) / seconds)
+        if self._peak is not None and tokens_per_s is not None:
+            figures["throughput/mfu"] = tokens_per_s * self._per_token / self._peak
+        return figures
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak of a device by the name JAX gives it; None where it is not known, as of a CPU.
+
+    >>> peak_flops("NVIDIA H200") == peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    True
+    >>> peak_flops("cpu")
+    """
+    known = [name for name in PEAKS if device_kind.startswith(name)]
+    return PEAKS[max(known, key=len)] if known else None
+
+
+@contextmanager
+def tracing(config: Config, folder: Path) -> Iterator[Callable[[int, Any], None]]:
+    """A function to call before each step with its number and the state: traces the steps that the config names."""
+    wanted = config.profile
+    active = False
+
+    def mark(number: int, state: Any) -> None:
+        nonlocal active
+        if wanted is None:
+            return
+        if active and number >= wanted.start + wanted.steps:
+            stop(state)
+        elif number == wanted.start:
+            jax.block_until_ready(state)  # what came before is no part of the trace
+            jax.profiler.start_trace(folder / TRACE_FOLDER)
+            active = True
+
+    def stop(state: Any = None) -> None:
+        nonlocal active
+        if active:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            active = False
+            say(f"{folder / TRACE_FOLDER}: trace of {wanted.steps} steps from step {wanted.start} on")  # pyright: ignore[reportOptionalMemberAccess]
+
+    try:
+        yield mark
+    finally:
+        stop()

@@ -1,0 +1,121 @@
+"""Copies of metrics.jsonl in the tools people watch runs with. The file is the truth; a failing tracker is let go."""
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rdro_jax.errors import ConfigError
+from rdro_jax.train.console import say
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+PROJECT_VARIABLE, PROJECT = "RDRO_PROJECT", "rdro"
+"""Environment variable that names the project at a tracker, and its name where that is not set."""
+
+
+class Tracker(NamedTuple):
+    """An opened tracker."""
+
+    write: Callable[[int, dict[str, float]], Any]
+    """Called with a step and its numbers."""
+    close: Callable[[], Any]
+
+
+class Told(NamedTuple):
+    """What a tracker is told of a run when it is opened."""
+
+    folder: Path
+    config: dict[str, Any]
+    """By dotted key."""
+    resume_step: int
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError where the package of a tracker is not installed."""
+    for name in names:
+        if find_spec(PACKAGES[name]) is None:
+            raise ConfigError(
+                f"report_to: {name} needs the package {PACKAGES[name]}, which is not installed: pip install it, or "
+                "leave the tracker out; metrics.jsonl is written in any case"
+            )
+
+
+class Trackers:
+    """The trackers of a run, none of which can stop it."""
+
+    def __init__(self, names: Sequence[str], told: Told):
+        """Open each; one that fails is reported and left out."""
+        self._open: dict[str, Tracker] = {}
+        for name in names:
+            self._guard(name, lambda name=name: self._open.update({name: OPENERS[name](told)}))
+
+    def write(self, step: int, line: dict[str, Any]) -> None:
+        """Pass on the numbers of a line of metrics."""
+        numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+        for name, tracker in list(self._open.items()):
+            self._guard(name, lambda tracker=tracker: tracker.write(step, numbers))
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        for name, tracker in list(self._open.items()):
+            self._guard(name, tracker.close)
+        self._open.clear()
+
+    def _guard(self, name: str, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a tracker meets, network or disk, is not worth the run
+            self._open.pop(name, None)
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            say(f"warning: report_to: {name}: {reason}; the run goes on without it, metrics.jsonl has everything")
+
+
+def open_tensorboard(told: Told) -> Tracker:
+    """Event files in the run folder, for `tensorboard --logdir`."""
+    writer = import_module("tensorboardX").SummaryWriter(
+        str(told.folder / "tensorboard"), purge_step=told.resume_step + 1 if told.resume_step else None
+    )
+
+    def write(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return Tracker(write, writer.close)
+
+
+def open_wandb(told: Told) -> Tracker:
+    """A run at Weights & Biases, which reads its key and its mode (WANDB_MODE=offline) from the environment."""
+    run = import_module("wandb").init(**_named(told), dir=str(told.folder), config=told.config)
+    return Tracker(lambda step, numbers: run.log(numbers, step=step), run.finish)
+
+
+def open_trackio(told: Told) -> Tracker:
+    """A run of trackio, kept on this machine."""
+    trackio = import_module("trackio")
+    trackio.init(**_named(told), config=told.config)
+    return Tracker(lambda step, numbers: trackio.log(numbers, step=step), trackio.finish)
+
+
+def open_mlflow(told: Told) -> Tracker:
+    """A run at the server of MLFLOW_TRACKING_URI, else in ./mlruns."""
+    mlflow = import_module("mlflow")
+    named = _named(told)
+    mlflow.set_experiment(named["project"])
+    mlflow.start_run(run_name=named["name"])
+    mlflow.log_params(told.config)
+    return Tracker(lambda step, numbers: mlflow.log_metrics(numbers, step=step), mlflow.end_run)
+
+
+def _named(told: Told) -> dict[str, str]:
+    return {"project": os.environ.get(PROJECT_VARIABLE, PROJECT), "name": told.folder.name}
+
+
+OPENERS: dict[str, Callable[[Told], Tracker]] = {
+    "tensorboard": open_tensorboard,
+    "wandb": open_wandb,
+    "trackio": open_trackio,
+    "mlflow": open_mlflow,
+}

@@ -1,0 +1,68 @@
+"""What trackers are told, with stand-ins for the services, and TensorBoard's own file read back."""
+
+import sys
+import types
+
+import pytest
+
+from rdro_jax.errors import ConfigError
+from rdro_jax.train import trackers
+from rdro_jax.train.trackers import Told, Trackers, check_trackers
+
+CONFIG = {"loss.name": "rdro", "seed": 42}
+
+
+class Service(types.ModuleType):
+    """A module that answers every call, and remembers it."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.calls = []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **named: self.calls.append((name, args, named)) or self
+
+
+@pytest.mark.parametrize(
+    ("name", "opened", "log", "closed"),
+    [
+        ("wandb", ["init"], "log", "finish"),
+        ("trackio", ["init"], "log", "finish"),
+        ("mlflow", ["set_experiment", "start_run", "log_params"], "log_metrics", "end_run"),
+    ],
+)
+def test_services_get_config_numbers_and_an_end(monkeypatch, tmp_path, name, opened, log, closed):
+    service = Service(name)
+    monkeypatch.setitem(sys.modules, name, service)
+    monkeypatch.setenv("RDRO_PROJECT", "mine")
+    live = Trackers([name], Told(tmp_path / "first", CONFIG, 0))
+    live.write(3, {"loss": 1.5, "rewards/chosen": None})
+    live.close()
+    assert [call[0] for call in service.calls] == [*opened, log, closed]
+    assert service.calls[-2] == (log, ({"loss": 1.5},), {"step": 3})
+    told = str(service.calls[: len(opened)])
+    assert all(word in told for word in ("'mine'", "'first'", "'loss.name': 'rdro'"))
+
+
+def test_tensorboard_files_hold_every_number(tmp_path):
+    events = pytest.importorskip("tensorboardX.proto.event_pb2")
+    live = Trackers(["tensorboard"], Told(tmp_path, CONFIG, 0))
+    live.write(1, {"loss": 1.5, "grad_norm": None})
+    live.write(2, {"loss": 1.25})
+    live.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, found = file.read_bytes(), []
+    while data:  # TFRecord: length, its checksum, the event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        event = events.Event.FromString(data[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    assert found == [(1, "loss", 1.5), (2, "loss", 1.25)]
+
+
+def test_a_tracker_without_its_package_is_refused_before_the_run(monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="report_to: wandb needs the package wandb"):
+        check_trackers(["wandb"])
