@@ -275,11 +275,12 @@ def test_the_story_from_rows_to_summary(tmp_path: Path, monkeypatch: pytest.Monk
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["heldout"]["sentences"] == 16
     assert summary["samples"]["count"] == 5
-    assert [set(row) for row in rows_of(out / "samples.jsonl")] == [
+    assert [set(row) for row in rows_of(out / "2-rdro" / "samples.jsonl")] == [
         {"before", "after", "score_before", "score_after"}
     ] * 5
     assert {path.name for path in (out / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert (out / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert "score after" in (out / "report.html").read_text()
     stages = [load_file(at / "model.safetensors") for at in (model, out / "1-sft", out / "2-rdro", out / "model")]
     before, sft, rdro, exported = (stage["model.embed_tokens.weight"] for stage in stages)
     assert np.abs(sft - before).max() > 0

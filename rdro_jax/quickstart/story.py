@@ -25,10 +25,10 @@ from rdro_jax.quickstart.judge import score
 from rdro_jax.quickstart.reviews import Split, write_rows
 from rdro_jax.quickstart.samples import Samples, distinct_share, paired_shift, sample
 from rdro_jax.quickstart.tell import tell
+from rdro_jax.report import write_report
+from rdro_jax.run_files import METRICS_FILE, SAMPLES_FILE, read_metrics
 from rdro_jax.train import train
 from rdro_jax.train.heldout import auc
-from rdro_jax.train.metrics import read_metrics
-from rdro_jax.train.run import METRICS_FILE
 
 SEED = 42
 N_TRAIN, N_HELDOUT = 800, 400
@@ -68,7 +68,8 @@ def run(out: Path) -> dict[str, Any]:
         metrics = list(read_metrics(rdro / METRICS_FILE))
         panels = Panels(metrics, *heldout, before.scores, after.scores)
         picture = draw(panels, out / "run.png")
-        texts = write_samples(out / "samples.jsonl", before, after)
+        texts = write_samples(rdro / SAMPLES_FILE, before, after)
+        page = write_report([rdro], out / "report.html")
 
     summary = {
         "model": "SmolLM2-135M-Instruct, Q4_1 expanded to float32",
@@ -78,6 +79,7 @@ def run(out: Path) -> dict[str, Any]:
         "files": {
             "model": str(model),
             "picture": str(picture),
+            "report": str(page),
             "samples": str(texts),
             "summary": str(out / "summary.json"),
         },
@@ -89,7 +91,7 @@ def run(out: Path) -> dict[str, Any]:
 
 def require_packages() -> None:
     """Raise ConfigError now, rather than after training, where a package of the `quickstart` extra is missing."""
-    missing = [name for name in ("gguf", "matplotlib", "pip", "vaderSentiment") if find_spec(name) is None]
+    missing = [name for name in ("bokeh", "gguf", "matplotlib", "pip", "vaderSentiment") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"the quickstart needs {', '.join(missing)}: pip install 'rdro_jax[quickstart]'")
 

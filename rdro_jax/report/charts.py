@@ -1,0 +1,224 @@
+"""Curves, bands and histograms of runs, as Bokeh figures."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rdro_jax.report.runs import Run, Series
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Okabe and Ito's: told apart by those who see colours differently."""
+DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")
+MOST_POINTS = 2000
+"""Points of a drawn curve."""
+MOST_HISTOGRAMS = 100
+"""Evaluations whose histograms are drawn."""
+HEIGHT, LEGEND_HEIGHT = 300, 20
+"""Pixels of a chart, and of each line of a legend beneath it."""
+
+
+class Panel(NamedTuple):
+    """A chart of metrics over steps."""
+
+    title: str
+    unit: str
+    keys: tuple[str, ...]
+    """Metrics drawn, those that a run has; evaluations, under `eval_`, with dots."""
+    level: str | None = None
+    """A figure of the loss drawn as a horizontal line: `floor` or `log_bound`."""
+    band: tuple[str, str] | None = None
+    """Metrics between which a band is drawn."""
+    logarithmic: bool = False
+
+
+CLASSES = ("chosen", "rejected")
+PANELS = (
+    Panel("Loss", "nats per example", ("loss", "eval_loss"), level="floor"),
+    Panel("Margin: mean log-ratio of desirable minus undesirable", "nats", ("rewards/margins",)),
+    Panel(
+        "Log-ratio by class",
+        "nats",
+        tuple(f"{part}rewards/{name}" for part in ("", "eval_") for name in CLASSES),
+        level="log_bound",
+    ),
+    Panel("Log-ratio of desirable examples, 5 % to 95 %", "nats", ("rewards/chosen",), "log_bound",
+          ("rewards/chosen_p5", "rewards/chosen_p95")),
+    Panel("Log-ratio of undesirable examples, 5 % to 95 %", "nats", ("rewards/rejected",), "log_bound",
+          ("rewards/rejected_p5", "rewards/rejected_p95")),
+    Panel("Log-prob by class", "nats per completion",
+          tuple(f"{part}logps/{name}" for part in ("", "eval_") for name in CLASSES)),
+    Panel("AUC of the log-ratio, held-out", "share", ("eval_rewards/auc", "eval_rewards/auc_within_prompt")),
+    Panel("KL and its kin, held-out", "nats",
+          ("eval_divergence/kl", "eval_divergence/jensen_shannon", "eval_divergence/pearson")),
+    Panel("Normalisation: alpha E+[r] + (1 - alpha) E-[r], 1 at the optimum", "",
+          ("ratio/normalisation", "eval_ratio/normalisation")),
+    Panel("Effective sample size over sample size", "share", ("ratio/effective_share", "eval_ratio/effective_share")),
+    Panel("Examples with a ratio above 1/alpha", "share", ("ratio/over_bound", "eval_ratio/over_bound")),
+    Panel("alpha_hat, held-out, with its 95 % interval", "", ("eval_alpha_hat/value",),
+          band=("eval_alpha_hat/low", "eval_alpha_hat/high")),
+    Panel("Calibration, held-out", "", ("eval_calibration/ece", "eval_calibration/brier")),
+    Panel("Gradient norm", "", ("grad_norm",), logarithmic=True),
+    Panel("Learning rate", "", ("learning_rate",)),
+    Panel("Throughput", "tokens per second", ("throughput/tokens_per_s", "throughput/completion_tokens_per_s")),
+    Panel("Time", "seconds", ("time/step_s", "time/data_wait_s", "time/eval_s", "time/save_s")),
+    Panel("Padding", "share of places", ("padding",)),
+    Panel("Goodput", "share of time", ("throughput/goodput",)),
+    Panel("Model FLOP utilisation", "share of peak", ("throughput/mfu",)),
+    Panel("Skipped steps", "per line", ("skipped_steps",)),
+)  # fmt: skip
+
+
+def draw(runs: Sequence[Run]) -> list[Any]:
+    """The figures of one run, or of several on top of each other; what no run has a number for is left out."""
+    drawn = [draw_panel(panel, runs) for panel in PANELS if any(_keys(panel, run) for run in runs)]
+    shown = [run for run in runs if run.evaluations]
+    histograms = [draw_histograms(run, name) for run in shown for name in CLASSES if "log_ratio" in run.evaluations[-1]]
+    curves = [draw_reliability(shown)] if any("reliability" in run.evaluations[-1] for run in shown) else []
+    return [*drawn, *histograms, *curves]
+
+
+def draw_panel(panel: Panel, runs: Sequence[Run]) -> Any:
+    """Curves of the panel's metrics over steps."""
+    plot = make_figure(panel.title, "optimizer step", panel.unit, "log" if panel.logarithmic else "linear")
+    labels: dict[str, list[Any]] = {}
+    for run, key, colour, dash in _styles(panel, runs):
+        series = thin(run.series[key])
+        values = np.where(series.values > 0, series.values, np.nan) if panel.logarithmic else series.values
+        label = key if len(runs) == 1 else f"{run.name}: {key}"
+        drawn = [plot.line(series.steps, values, color=colour, line_dash=dash, line_width=1.6)]
+        if len(series.steps) <= 1 or key.startswith("eval_"):
+            drawn.append(plot.scatter(series.steps, values, color=colour, size=6))
+        labels[label] = drawn
+    for index, run in enumerate(runs):
+        _draw_band(plot, panel, run, COLOURS[index % len(COLOURS)])
+        _draw_level(plot, panel, run, COLOURS[index % len(COLOURS)] if len(runs) > 1 else "#000000")
+    _add_legend(plot, labels)
+    return plot
+
+
+def _styles(panel: Panel, runs: Sequence[Run]) -> Iterator[tuple[Run, str, str, str]]:
+    """(run, metric, colour, dash) of every curve: colours tell runs apart or, of one run, metrics."""
+    for index, run in enumerate(runs):
+        for number, key in enumerate(_keys(panel, run)):
+            if len(runs) == 1:
+                yield run, key, COLOURS[number % len(COLOURS)], "solid"
+            else:
+                yield run, key, COLOURS[index % len(COLOURS)], DASHES[number % len(DASHES)]
+
+
+def _keys(panel: Panel, run: Run) -> list[str]:
+    return [key for key in panel.keys if key in run.series]
+
+
+def _draw_band(plot: Any, panel: Panel, run: Run, colour: str) -> None:
+    if panel.band is None or not all(key in run.series for key in panel.band):
+        return
+    low, high = (run.series[key] for key in panel.band)
+    shared, of_low, of_high = np.intersect1d(low.steps, high.steps, return_indices=True)
+    every = max(1, -(-len(shared) // MOST_POINTS))
+    ends = [low.values[of_low][::every], high.values[of_high][::every]]
+    plot.varea(shared[::every], *ends, fill_color=colour, fill_alpha=0.18)
+
+
+def _draw_level(plot: Any, panel: Panel, run: Run, colour: str) -> None:
+    from bokeh.models import Label, Span
+
+    level = run.loss.get(panel.level or "")
+    if level is None and panel.level == "floor":
+        level = run.latest("eval_loss_floor")
+    if not isinstance(level, int | float):
+        return
+    name = "floor" if panel.level == "floor" else "log(1/alpha)"
+    plot.add_layout(Span(location=level, dimension="width", line_color=colour, line_dash="dashed"))
+    # A curve of one point, invisible, lets the axes reach the line.
+    plot.scatter([run.last_step()], [level], size=0, alpha=0)
+    plot.add_layout(Label(x=8, y=level, x_units="screen", text=name, text_font_size="10px", text_color=colour))
+
+
+def draw_histograms(run: Run, name: str) -> Any:
+    """Held-out log-ratios of a class at each evaluation: the darker, the more examples."""
+    lines = [line for line in run.evaluations if name in line.get("log_ratio", {})]
+    lines = lines[:: -(-len(lines) // MOST_HISTOGRAMS)]
+    title = "desirable" if name == "chosen" else "undesirable"
+    plot = make_figure(f"{run.name}: held-out log-ratios of {title} examples over time", "optimizer step", "nats")
+    columns: dict[str, list[np.ndarray]] = {"left": [], "right": [], "bottom": [], "top": [], "alpha": []}
+    before = 0
+    for line in lines:
+        edges, counts = np.array(line["log_ratio"]["edges"], float), np.array(line["log_ratio"][name], float)
+        times = (np.full(len(counts), step, float) for step in (before, line["step"]))
+        for column, values in zip(columns.values(), (*times, edges[:-1], edges[1:], counts), strict=True):
+            column.append(values)
+        columns["alpha"][-1] /= max(1.0, counts.max())
+        before = line["step"]
+    source = {key: np.concatenate(parts) for key, parts in columns.items()}
+    plot.quad("left", "right", "bottom", "top", fill_alpha="alpha", fill_color=COLOURS[name == "rejected"],
+              line_color=None, source=source)  # fmt: skip
+    _draw_level(plot, Panel("", "", (), level="log_bound"), run, "#000000")
+    return plot
+
+
+def draw_reliability(runs: Sequence[Run]) -> Any:
+    """What min(alpha r, 1) forecast against the share of desirable examples observed, at each run's last evaluation."""
+    plot = make_figure("Reliability of alpha r at the last evaluation", "forecast P(desirable)", "observed share")
+    plot.line([0, 1], [0, 1], color="#999999", line_dash="dashed")
+    labels: dict[str, list[Any]] = {}
+    for index, run in enumerate(runs):
+        curve = run.evaluations[-1].get("reliability")
+        if curve is None:
+            continue
+        columns = [np.array([np.nan if value is None else value for value in curve[name]], float)
+                   for name in ("forecast", "observed")]  # fmt: skip
+        known = ~np.isnan(columns[0])
+        points, colour = [column[known] for column in columns], COLOURS[index % len(COLOURS)]
+        labels[run.name] = [plot.line(*points, color=colour), plot.scatter(*points, color=colour, size=6)]
+    _add_legend(plot, labels)
+    return plot
+
+
+def make_figure(title: str, x: str, y: str, y_axis_type: Any = "linear") -> Any:
+    """An empty chart with axes that say what they are."""
+    from bokeh.plotting import figure
+
+    plot = figure(
+        title=title,
+        x_axis_label=x,
+        y_axis_label=y,
+        y_axis_type=y_axis_type,
+        height=HEIGHT,
+        sizing_mode="stretch_width",
+        tools="pan,box_zoom,wheel_zoom,reset,hover",
+        active_scroll=None,
+    )
+    plot.toolbar.logo = None
+    plot.toolbar.autohide = True
+    return plot
+
+
+def _add_legend(plot: Any, labels: dict[str, list[Any]]) -> None:
+    """A legend beneath the chart, a click on which hides a curve; none where the title says it all."""
+    from bokeh.models import Legend, LegendItem
+
+    if len(labels) > 1:
+        items = [LegendItem(label=label, renderers=drawn) for label, drawn in labels.items()]
+        columns = 1 if max(map(len, labels)) > 40 else 2
+        plot.add_layout(Legend(items=items, click_policy="hide", label_text_font_size="10px", ncols=columns,
+                               spacing=0, padding=4, border_line_color=None, location="left"), "below")  # fmt: skip
+        plot.height += LEGEND_HEIGHT * math.ceil(len(labels) / columns)
+
+
+def thin(series: Series) -> Series:
+    """At most MOST_POINTS points: the least and the greatest of each stretch, so that no spike is lost."""
+    count = len(series.steps)
+    if count <= MOST_POINTS:
+        return series
+    stretch = math.ceil(count / (MOST_POINTS // 2))
+    kept: list[int] = []
+    for start in range(0, count, stretch):
+        values = series.values[start : start + stretch]
+        if np.isnan(values).all():
+            kept.append(start)
+        else:
+            kept.extend(sorted({start + int(np.nanargmin(values)), start + int(np.nanargmax(values))}))
+    return Series(series.steps[kept], series.values[kept])

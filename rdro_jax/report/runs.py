@@ -1,0 +1,157 @@
+"""The files of a run folder -> what a report shows of it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+import yaml
+from jaxtyping import Float64
+
+from rdro_jax.errors import CheckpointError, ConfigError
+from rdro_jax.run_files import (
+    CONFIG_FILE,
+    DATA_REPORT_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATIONS_FILE,
+    LOSS_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    SAMPLES_FILE,
+    read_metrics,
+)
+
+
+class Series(NamedTuple):
+    """One metric over the steps at which it was written."""
+
+    steps: Float64[np.ndarray, "points"]
+    values: Float64[np.ndarray, "points"]
+    """NaN where the metric was null."""
+
+
+class Run(NamedTuple):
+    """What a run left."""
+
+    name: str
+    path: Path
+    series: Mapping[str, Series]
+    evaluations: Sequence[Mapping[str, Any]]
+    """Lines of evaluations.jsonl."""
+    config: Mapping[str, Any]
+    """By dotted key, like the three that follow."""
+    loss: Mapping[str, Any]
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Any]]
+    """Lines of samples.jsonl."""
+    finished: bool
+
+    def latest(self, key: str) -> float | None:
+        """The last number under `key`; None where there is none."""
+        values = self.series[key].values if key in self.series else np.array([])
+        known = values[np.isfinite(values)]
+        return float(known[-1]) if len(known) else None
+
+    def skipped_steps(self) -> int:
+        """Steps whose gradient was not finite."""
+        return int(np.nansum(self.series["skipped_steps"].values)) if "skipped_steps" in self.series else 0
+
+    def last_step(self) -> int:
+        """The newest step that was written of; 0 before the first."""
+        return int(max((series.steps[-1] for series in self.series.values()), default=0))
+
+
+def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+    """The runs in `folders`, named as shortly as tells them apart. Raises: ConfigError, CheckpointError."""
+    return tuple(_load_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True))
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as make the names differ; the same folder twice is refused."""
+    paths = [folder.resolve() for folder in folders]
+    repeated = next((folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1), None)
+    if repeated is not None:
+        raise ConfigError(f"{repeated}: named twice; a comparison is of different runs")
+    for parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len({*names}) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _load_run(folder: Path, name: str) -> Run:
+    lines = _lines(folder / METRICS_FILE)
+    if lines is None:
+        raise ConfigError(f"{folder}: no {METRICS_FILE} in it; wanted the output_dir of a run, or of several")
+    return Run(
+        name=name,
+        path=folder,
+        series=gather(lines),
+        evaluations=_lines(folder / EVALUATIONS_FILE) or (),
+        config=flatten(_mapping(folder / CONFIG_FILE)),
+        loss=flatten(_mapping(folder / LOSS_FILE)),
+        data=flatten(_mapping(folder / DATA_REPORT_FILE)),
+        environment=flatten(_mapping(folder / ENVIRONMENT_FILE)),
+        samples=_lines(folder / SAMPLES_FILE) or (),
+        finished=(folder / RESULT_FILE).exists(),
+    )
+
+
+def gather(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
+    """Every metric of the lines that is ever a number, over its steps."""
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for line in lines:
+        step = line.get("step")
+        if not _is_number(step):
+            continue
+        for key, value in line.items():
+            if key != "step" and (value is None or _is_number(value)):
+                steps, values = points.setdefault(key, ([], []))
+                steps.append(step)
+                values.append(np.nan if value is None else float(value))
+    series = {key: Series(np.array(steps, float), np.array(values, float)) for key, (steps, values) in points.items()}
+    return {key: one for key, one in series.items() if not np.isnan(one.values).all()}
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists of mappings, by dotted key."""
+    if isinstance(tree, Mapping):
+        children = tree.items()
+    elif isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
+        children = enumerate(tree)
+    else:
+        return {prefix: tree} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, value in children:
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _lines(path: Path) -> Sequence[Mapping[str, Any]] | None:
+    """JSON objects of a file, one a line; None where there is no such file."""
+    return [line for line in read_metrics(path) if isinstance(line, dict)] if _readable(path) else None
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    """What a JSON or YAML file says; nothing where there is no such file."""
+    if not _readable(path):
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({next(iter(str(error).splitlines()), '')})") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _readable(path: Path) -> bool:
+    if path.exists() and not os.access(path, os.R_OK):
+        raise ConfigError(f"{path}: cannot be read; wanted a file that this user may read")
+    return path.is_file()
