@@ -22,7 +22,8 @@ from rdro_jax.errors import (
 )
 
 COMMANDS = (
-    *("train", "prepare", "preview", "eval", "generate", "export"),
+    *("train", "prepare", "preview", "eval", "eval lm", "eval alpaca", "eval mt-bench", "eval judge"),
+    *("generate", "export", "report", "status"),
     *("plan", "sweep", "launch", "import-gguf", "study", "doctor", "quickstart"),
 )
 HEAVY = ("jax", "numpy", "pydantic", "omegaconf", "transformers", "flax", "orbax", "grain", "rich")

@@ -11,8 +11,10 @@ from typing import Any
 
 from rdro_jax.cli.data import add_prepare, add_preview
 from rdro_jax.cli.doctor import add_doctor
+from rdro_jax.cli.evaluate import add_eval_alpaca, add_eval_judge, add_eval_lm, add_eval_mt_bench, join_kind
 from rdro_jax.cli.generate import add_generate
 from rdro_jax.cli.launch import add_launch
+from rdro_jax.cli.look import add_report, add_status
 from rdro_jax.cli.parser import EXIT_CODES, Parser
 from rdro_jax.cli.plan import add_plan
 from rdro_jax.cli.runs import add_eval, add_export, add_import_gguf, add_quickstart, add_study, add_train
@@ -29,7 +31,8 @@ from rdro_jax.errors import (
 )
 
 COMMANDS = (
-    *(add_train, add_prepare, add_preview, add_eval, add_generate, add_export),
+    *(add_train, add_prepare, add_preview, add_eval, add_eval_lm, add_eval_alpaca, add_eval_mt_bench, add_eval_judge),
+    *(add_generate, add_export, add_report, add_status),
     *(add_plan, add_sweep, add_launch, add_import_gguf, add_study, add_doctor, add_quickstart),
 )
 """Each adds the parser of one command, in the order of the help."""
@@ -104,7 +107,7 @@ def _fail(message: str, code: int) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments of one command. Raises: ConfigError."""
-    parser = make_parser()
+    parser, argv = make_parser(), join_kind(argv)
     _check_command(argv, parser.get_default("commands"))
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes all positionals at once: what follows an option, as in `train c.yaml --print-config a=1`, is left.

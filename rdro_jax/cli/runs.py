@@ -46,12 +46,19 @@ def add_eval(commands: Any) -> None:
         _eval,
         "measure a policy against its reference on labelled rows",
         "rdro eval runs/first --reference models/base --data held_out.jsonl",
-        "\nPrints JSON: held-out RDRO loss, AUC of the log-ratio, share of ratios above 1/alpha, means by class.",
+        "\nPrints JSON: held-out RDRO loss and its floor, AUC, calibration, divergences, means by class, alpha_hat,"
+        "\nwith 95 % bootstrap intervals by prompt; docs/evaluation.md says what each figure is.",
     )
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, or the folder of a run")
     parser.add_argument("--reference", metavar="DIR", required=True, help="Hugging Face folder of the reference")
     parser.add_argument("--data", metavar="FILE", required=True, help="JSONL rows of prompt, completion, label")
     parser.add_argument("--max-length", metavar="N", type=positive, default=1024, help="tokens per row (default 1024)")
+    parser.add_argument(
+        "--samples",
+        metavar="FILE",
+        type=Path,
+        help="write 50 rows by token; as RUN/samples.jsonl `rdro report` shows them",
+    )
     parser.add_argument("--alpha", metavar="A", type=share, help="share of desirable rows (default: that of the data)")
 
 
@@ -70,6 +77,12 @@ def _eval(arguments: argparse.Namespace) -> None:
     )
     if is_first():
         print(json.dumps(metrics, indent=2))
+    if arguments.samples is not None:
+        from rdro_jax.evaluate.outputs import write_rows
+        from rdro_jax.evaluate.samples import token_rows
+
+        of = {"reference": arguments.reference, "data": arguments.data, "max_length": arguments.max_length}
+        write_rows(arguments.samples, token_rows(arguments.model, **of))
 
 
 def add_export(commands: Any) -> None:

@@ -1,0 +1,83 @@
+"""Our class in lm-evaluation-harness against its own `--model hf`, request by request, on the same folder."""
+
+import numpy as np
+import pytest
+from tiny import write_folder
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from rdro_jax.data import load_tokenizer
+from rdro_jax.evaluate.harness import make_harness_model
+
+pytestmark = pytest.mark.parity
+
+LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("tiny")) / "model"
+    # One tokenizer for both: transformers rebuilds another from a test's tokenizer.json by the model's type.
+    same = {"tokenizer": load_tokenizer(folder), "max_length": 128}
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3, **same)
+    ours = make_harness_model(folder)
+    ours.max_length = 128
+    return ours, theirs
+
+
+def requests(kind, arguments):
+    return [Instance(kind, {}, argument, index) for index, argument in enumerate(arguments)]
+
+
+def words(random, count):
+    return " ".join(random.choice(LETTERS, count))
+
+
+def test_loglikelihood(models):
+    ours = models[0]
+    random = np.random.default_rng(0)
+    asked = [(words(random, random.integers(1, 40)), " " + words(random, random.integers(1, 9))) for _ in range(12)]
+    asked += [("", "good bad"), (words(random, 150), " good"), ("a ", "b c"), ("<user> a <assistant>", " good <eos>")]
+    got, wanted = (model.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True) for model in models)
+    np.testing.assert_allclose([logp for logp, _ in got], [logp for logp, _ in wanted], atol=1e-3)
+    assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
+    # A continuation that the model itself would write is greedy, for both.
+    written = ours.generate_until(requests("generate_until", [(asked[0][0], {"max_gen_toks": 2})]))[0]
+    certain = [(asked[0][0], " " + written)]
+    greedy = [model.loglikelihood(requests("loglikelihood", certain), disable_tqdm=True)[0][1] for model in models]
+    assert greedy == [True, True]
+
+
+def test_rolling(models):
+    random = np.random.default_rng(1)
+    asked = [(words(random, count),) for count in (1, 5, 127, 128, 129, 300)]
+    got, wanted = (
+        model.loglikelihood_rolling(requests("loglikelihood_rolling", asked), disable_tqdm=True) for model in models
+    )
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
+
+
+def test_generate_until(models):
+    random = np.random.default_rng(2)
+    options = {"until": ["z", "good"], "max_gen_toks": 12, "do_sample": False}
+    asked = [(words(random, random.integers(1, 30)), dict(options)) for _ in range(6)]
+    asked += [(words(random, 140), {"until": [], "max_gen_toks": 5}), ("a b", {"until": "q", "max_new_tokens": 7})]
+    got, wanted = (
+        model.generate_until(
+            requests("generate_until", asked), **({} if model is models[0] else {"disable_tqdm": True})
+        )
+        for model in models
+    )
+    assert got == wanted
+
+
+def test_chat_template(models):
+    history = [
+        {"role": "user", "content": "a b"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "d"},
+    ]
+    ours, theirs = (model.apply_chat_template(history) for model in models)
+    assert ours == theirs
