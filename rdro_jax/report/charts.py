@@ -203,8 +203,8 @@ def _add_legend(plot: Any, labels: dict[str, list[Any]]) -> None:
     if len(labels) > 1:
         items = [LegendItem(label=label, renderers=drawn) for label, drawn in labels.items()]
         columns = 1 if max(map(len, labels)) > 40 else 2
-        plot.add_layout(Legend(items=items, click_policy="hide", label_text_font_size="10px", ncols=columns,
-                               spacing=0, padding=4, border_line_color=None, location="left"), "below")  # fmt: skip
+        look: dict[str, Any] = {"label_text_font_size": "10px", "spacing": 0, "padding": 4, "border_line_color": None}
+        plot.add_layout(Legend(items=items, click_policy="hide", ncols=columns, location="left", **look), "below")
         plot.height += LEGEND_HEIGHT * math.ceil(len(labels) / columns)
 
 
