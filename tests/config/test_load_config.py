@@ -139,7 +139,7 @@ UNKNOWN = {
     "optimizer:\n  learning_rte: 1": "c.yaml:6: optimizer.learning_rte: unknown key; did you mean 'learning_rate'?",
     "learning_rate: 1": "c.yaml:5: learning_rate: unknown key; did you mean 'optimizer.learning_rate'?",
     "reference: {pth: 1}": "c.yaml:5: reference.pth: unknown key; did you mean 'path'?",
-    "mesh: {zzzz: 1}": "c.yaml:5: mesh.zzzz: unknown key; mesh knows data, fsdp, tensor",
+    "mesh: {zzzz: 1}": "c.yaml:5: mesh.zzzz: unknown key; mesh knows data, fsdp, tensor, context, dcn_data, dcn_fsdp",
 }
 
 

@@ -9,7 +9,9 @@ from rdro_jax.losses import RDRO, SFT
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in ("base", "models")]
+OTHERS = ("base", "models", "clusters", "sweeps")
+"""Folders whose files are no configs of a run; tests of their own hold them."""
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in OTHERS]
 RECIPES += sorted((ROOT / "rdro_jax" / "quickstart").glob("*.yaml"))
 
 
