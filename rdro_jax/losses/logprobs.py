@@ -39,7 +39,7 @@ def completion_logps_from_hidden(
     """
     # Targets are taken over the whole row, before anything is split: one at the end of a part is the next part's first.
     targets = jnp.roll(batch.tokens, -1, axis=1)
-    return sum_by_slot(token_logps(hidden, head, targets, batch.loss_mask, split=split), batch)
+    return sum_by_slot(token_logps(hidden, head, targets, jnp.asarray(batch.loss_mask), split=split), batch)
 
 
 def completion_lengths(batch: Batch) -> Int[Array, "rows slots"]:

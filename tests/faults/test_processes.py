@@ -4,7 +4,9 @@ import signal
 import time
 
 import pytest
-from faults.driver import Home, assert_same_run, logged, same, state, train, until
+from faults.driver import Home, assert_same_run, same, state, train, until
+
+from rdro_jax.checkpoint import list_steps
 
 pytestmark = pytest.mark.timeout(1200)  # a crowded machine takes minutes over what takes seconds
 
@@ -55,7 +57,7 @@ def test_two_processes_are_one_run(alone, together, measured):
 def test_when_one_is_killed_the_others_end_and_a_restart_goes_on(home, together, measured):
     run = Home(home, home / "killed")
     started = train(run, processes=2)
-    until(logged(run, 5), started)
+    until(lambda: list_steps(run.run), started)
     started.send(signal.SIGKILL, 1)
     killed = time.monotonic()
     code, _ = started.wait(90)

@@ -26,7 +26,7 @@ from rdro_jax.models import (
 )
 from rdro_jax.models.projection import Projection
 from rdro_jax.models.weights import flatten
-from rdro_jax.parallel import MeshConfig, make_mesh, param_shardings
+from rdro_jax.parallel import SHARDS, MeshConfig, make_mesh, param_shardings
 
 LORA = LoraConfig(r=3, lora_alpha=5.0, target_modules=("q_proj", "down_proj"))
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 12))
@@ -102,7 +102,7 @@ def test_sharded_adapters_give_the_same_numbers(params, adapters):
     down = spread["layers"]["mlp"]["down_proj"]
     assert (down["lora_A"].sharding.spec, down["lora_B"].sharding.spec) == (
         PartitionSpec(None, "tensor", None),
-        PartitionSpec(None, None, "fsdp"),
+        PartitionSpec(None, None, SHARDS),
     )
     np.testing.assert_allclose(hidden(spread), hidden(whole), atol=1e-5)
 

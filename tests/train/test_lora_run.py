@@ -14,7 +14,7 @@ from rdro_jax.models import adapt, load_adapters, load_model
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import make_mesh
 from rdro_jax.train import make_train_step, train
-from rdro_jax.train.loop import _load_state
+from rdro_jax.train.loop import load_state
 from rdro_jax.train.policy import completion_logps, make_policy
 from rdro_jax.train.run import RunFolder
 from rdro_jax.train.trained import step_params
@@ -75,7 +75,7 @@ def test_only_adapters_have_moments_and_the_base_may_be_bfloat16(config_file, tm
     config = load_config(config_file, [*LORA, "model.dtype=bfloat16"])
     policy, loss = make_policy(config.model.path, make_mesh(config.mesh)), RDRO(alpha=0.5)
     optimizer = make_optimizer(config.optimizer, 10)
-    state = _load_state(config, RunFolder(tmp_path, 0, None), policy, optimizer, loss)
+    state = load_state(config, RunFolder(tmp_path, 0, None), policy, optimizer, loss)
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == 2 * trained
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}

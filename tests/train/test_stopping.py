@@ -18,7 +18,7 @@ from rdro_jax.errors import DivergedError, RestartWanted
 from rdro_jax.losses import BCO, RDRO
 from rdro_jax.models import load_model
 from rdro_jax.run_files import read_metrics
-from rdro_jax.train import train
+from rdro_jax.train import feed, train
 from rdro_jax.train.run import locked
 from rdro_jax.train.state import init_state
 from rdro_jax.train.step import make_train_step
@@ -99,8 +99,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(loss, bad):
 
 def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config_file, monkeypatch, capsys):
     """Rows are poisoned in the loader, step by step, as a broken device or file would."""
-    loops = sys.modules["rdro_jax.train.loop"]
-    put = loops.global_arrays
+    put = feed.global_arrays
     calls = []
 
     def poisoned(batch, sharding, bad=frozenset()):
@@ -109,8 +108,7 @@ def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config
             batch = batch._replace(reference_logps=np.full_like(batch.reference_logps, np.nan))
         return put(batch, sharding)
 
-    # two calls come before the first step: the self-test and the compilation
-    monkeypatch.setattr(loops, "global_arrays", lambda b, s: poisoned(b, s, {5, 7}))
+    monkeypatch.setattr(feed, "global_arrays", lambda b, s: poisoned(b, s, {3, 5}))
     result = train(load_config(config_file, (*ONE_DEVICE, "logging_steps=1")))
     lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
     assert [line["step"] for line in lines if line["skipped_steps"]] == [3, 5]
@@ -118,7 +116,7 @@ def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config
     assert np.isfinite(lines[-1]["loss"])
     assert capsys.readouterr().err.count("the step is skipped") == 2
     calls.clear()
-    monkeypatch.setattr(loops, "global_arrays", lambda b, s: poisoned(b, s, {8, 9, 10}))
+    monkeypatch.setattr(feed, "global_arrays", lambda b, s: poisoned(b, s, {6, 7, 8}))
     other = load_config(config_file, (*ONE_DEVICE, f"output_dir={result.run_dir}_again"))
     message = r"step 8: loss nan.*rows \d+, .*3 steps in a row; .*the last good state is checkpoint-4"
     with pytest.raises(DivergedError, match=message):
