@@ -12,9 +12,9 @@ from rdro_jax.errors import ConfigError
 from rdro_jax.models import LoraConfig
 from rdro_jax.optim import OptimizerConfig
 from rdro_jax.parallel import MeshConfig
+from rdro_jax.parallel.hardware import GIB
 from rdro_jax.plan.estimate import abstract_mesh, estimate, plan_state, row_shards
 from rdro_jax.plan.plan import Plan
-from rdro_jax.plan.topology import GIB
 from rdro_jax.train.policy import computing_as
 
 MARGIN = 0.95

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator
 
+from rdro_jax.parallel.hardware import GIB
 from rdro_jax.plan.plan import Plan, spelled
-from rdro_jax.plan.topology import GIB
 
 
 def tell(plan: Plan, *, with_layout: bool = True) -> Iterator[str]:

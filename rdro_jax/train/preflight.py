@@ -16,11 +16,11 @@ from rdro_jax.errors import ConfigError, RdroError, StorageError
 from rdro_jax.models import abstract_params
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import check_row_length, check_rows, make_mesh
+from rdro_jax.parallel.hardware import GIB
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.program import abstract_state
 from rdro_jax.train.state import state_items
 
-GIB = 2**30
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
 """Environment variables that hold secrets: whether they are there is told, never what they hold."""
 

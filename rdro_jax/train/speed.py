@@ -11,19 +11,10 @@ import jax
 
 from rdro_jax.config import Config
 from rdro_jax.models.flops import step_flops
+from rdro_jax.parallel.hardware import peak_flops
 from rdro_jax.train.console import say
 from rdro_jax.train.policy import Policy
 
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bfloat16 operations per second of a device, by the beginning of its name in JAX. Source: data sheets."""
 TRACE_FOLDER = "profile"
 """Where in the run folder a trace is written, for TensorBoard's profiler or xprof."""
 
@@ -65,17 +56,6 @@ class Speed:
         if self._peak is not None and tokens_per_s is not None:
             figures["throughput/mfu"] = tokens_per_s * self._per_token / self._peak
         return figures
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak of a device by the name JAX gives it; None where it is not known, as of a CPU.
-
-    >>> peak_flops("NVIDIA H200") == peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    True
-    >>> peak_flops("cpu")
-    """
-    known = [name for name in PEAKS if device_kind.startswith(name)]
-    return PEAKS[max(known, key=len)] if known else None
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 import pytest
 
 from rdro_jax.errors import ConfigError
+from rdro_jax.parallel.hardware import DEVICES
 from rdro_jax.plan.devices import make_devices
-from rdro_jax.plan.topology import DEVICES, parse_topology
+from rdro_jax.plan.topology import parse_topology
 
 
 @pytest.mark.parametrize(

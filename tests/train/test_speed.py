@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny import CONFIG
 
+from rdro_jax.parallel.hardware import peak_flops
 from rdro_jax.train import speed
-from rdro_jax.train.speed import Speed, peak_flops
+from rdro_jax.train.speed import Speed
 
 RUN = SimpleNamespace(data=SimpleNamespace(max_length=32), model=SimpleNamespace(lora=None))
 
