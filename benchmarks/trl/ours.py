@@ -31,7 +31,7 @@ def main(settings: dict) -> None:
     loader = make_training_loader(config, policy, examples, 0)
     loss, optimizer = config.loss.resolve(0.5), make_optimizer(config.optimizer, loader.num_batches)
     state = load_state(config, run, policy, optimizer, loss)
-    step = compile_step(config, policy, loss, optimizer, state, loader)
+    step = compile_step(config, policy, loss, loader.num_batches, state, loader)
     gate.step_done()
     for batch in Feed((batch for batch, _ in loader), rows_sharding(policy.mesh)):
         state, metrics = step(state, batch)
