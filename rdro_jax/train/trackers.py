@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 from rdro_jax.errors import ConfigError
@@ -13,6 +16,9 @@ from rdro_jax.train.console import say
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 PROJECT_VARIABLE, PROJECT = "RDRO_PROJECT", "rdro"
 """Environment variable that names the project at a tracker, and its name where that is not set."""
+
+PATIENCE = 30.0
+"""Seconds that a tracker may take over a call before it is let go."""
 
 
 class Tracker(NamedTuple):
@@ -43,10 +49,11 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run, none of which can stop it."""
+    """The trackers of a run, none of which can stop it: not by an error, and not by hanging."""
 
     def __init__(self, names: Sequence[str], told: Told):
         """Open each; one that fails is reported and left out."""
+        self._lines = {name: Line() for name in names}
         self._open: dict[str, Tracker] = {}
         for name in names:
             self._guard(name, lambda name=name: self._open.update({name: OPENERS[name](told)}))
@@ -62,14 +69,45 @@ class Trackers:
         for name, tracker in list(self._open.items()):
             self._guard(name, tracker.close)
         self._open.clear()
+        for line in self._lines.values():
+            line.end()
 
     def _guard(self, name: str, act: Callable[[], Any]) -> None:
         try:
-            act()
+            self._lines[name].call(act)
         except Exception as error:  # whatever a tracker meets, network or disk, is not worth the run
             self._open.pop(name, None)
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             say(f"warning: report_to: {name}: {reason}; the run goes on without it, metrics.jsonl has everything")
+
+
+class Line:
+    """A thread in which all calls of one tracker are made: some keep what they know by thread."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        Thread(target=self._serve, daemon=True).start()
+
+    def call(self, act: Callable[[], Any]) -> None:
+        """Wait until `act` is done. Raises: what it raises; TimeoutError where it takes longer than `PATIENCE`."""
+        done: Future[Any] = Future()
+        self._asked.put((act, done))
+        try:
+            done.result(PATIENCE)
+        except TimeoutError:
+            raise TimeoutError(f"no answer for {PATIENCE:g} s") from None
+
+    def end(self) -> None:
+        """Let the thread end after the calls it was asked for."""
+        self._asked.put(None)
+
+    def _serve(self) -> None:
+        while asked := self._asked.get():
+            act, done = asked
+            try:
+                done.set_result(act())
+            except Exception as error:
+                done.set_exception(error)
 
 
 def open_tensorboard(told: Told) -> Tracker:

@@ -1,13 +1,14 @@
 """What trackers are told, with stand-ins for the services, and TensorBoard's own file read back."""
 
 import sys
+import threading
 import types
 
 import pytest
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.train import trackers
-from rdro_jax.train.trackers import Told, Trackers, check_trackers
+from rdro_jax.train.trackers import Told, Tracker, Trackers, check_trackers
 
 CONFIG = {"loss.name": "rdro", "seed": 42}
 
@@ -66,3 +67,19 @@ def test_a_tracker_without_its_package_is_refused_before_the_run(monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="report_to: wandb needs the package wandb"):
         check_trackers(["wandb"])
+
+
+def test_a_tracker_that_hangs_is_let_go(monkeypatch, tmp_path, capsys):
+    """As TensorBoard's writer does once the clock was put back, and a service whose network swallows packets."""
+    seen = []
+    hanging = Tracker(
+        lambda step, numbers: seen.append(step) or threading.Event().wait(), lambda: seen.append("closed")
+    )
+    monkeypatch.setitem(trackers.OPENERS, "wandb", lambda told: hanging)
+    monkeypatch.setattr(trackers, "PATIENCE", 0.05)
+    live = Trackers(["wandb"], Told(tmp_path, CONFIG, 0))
+    for step in (1, 2):
+        live.write(step, {"loss": 1.5})
+    live.close()
+    assert seen == [1]
+    assert "report_to: wandb: no answer for 0.05 s; the run goes on without it" in capsys.readouterr().err
