@@ -18,8 +18,8 @@ def at_step(step, act):
 
     hold = Recorder.hold
 
-    def hold_and_act(self, number, metrics):
-        hold(self, number, metrics)
+    def hold_and_act(self, number, *told):
+        hold(self, number, *told)
         if number == step:
             act()
 
@@ -118,8 +118,8 @@ def watched(file: Path, every=50):
 
     jax.monitoring.register_event_duration_secs_listener(on_event)
 
-    def hold_and_look(self, number, metrics):
-        hold(self, number, metrics)
+    def hold_and_look(self, number, *told):
+        hold(self, number, *told)
         if number % every == 0 or number == 1:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             look = {"step": number, "rss": pages * resource.getpagesize(), "files": len(os.listdir("/proc/self/fd"))}

@@ -207,7 +207,6 @@ def test_F4_damaged_data(home, whole, measured):
     measured(f"{cases} damages to prepared data: 0 silent")
 
 
-@pytest.mark.xfail(strict=False, reason="the files of the reference store carry no hash of their own yet")
 def test_F4_damaged_reference_store(home, whole, measured):
     """One bit of stored log-probs, anywhere: never read as if nothing had happened."""
     rng, cases = random.Random(6), 0
