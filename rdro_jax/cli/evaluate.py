@@ -42,6 +42,16 @@ def _lm(arguments: argparse.Namespace) -> None:
     print(json.dumps(run_tasks(arguments.model, tasks, **options), indent=2, default=str))
 
 
+def _add_answering(parser: argparse.ArgumentParser, asked: str, what: str) -> None:
+    """Arguments of a command by which a model answers a file's prompts into another file."""
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder")
+    parser.add_argument(asked, metavar="FILE", type=Path, required=True, help=what)
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+    parser.add_argument("--name", metavar="NAME", help="the model's name in the file (default: its folder's)")
+    parser.add_argument("--max-new-tokens", metavar="N", type=positive, default=1024, help="default %(default)s")
+    parser.add_argument("--seed", metavar="N", type=seed, default=0, help="seed of the sampling")
+
+
 def add_eval_alpaca(commands: Any) -> None:
     """Add `rdro eval alpaca`."""
     parser = add_command(
@@ -53,15 +63,10 @@ def add_eval_alpaca(commands: Any) -> None:
         "\nThen: alpaca_eval --model_outputs outputs/aligned.json. Prompts: *.json, a list of objects with instruction;"
         "\n*.jsonl rows with a prompt field; or one prompt per line.",
     )
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder")
-    parser.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="the prompt set")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--name", metavar="NAME", help="the model's name in the file (default: its folder's)")
-    parser.add_argument("--max-new-tokens", metavar="N", type=positive, default=1024, help="default %(default)s")
+    _add_answering(parser, "--prompts", "the prompt set")
     parser.add_argument(
         "--temperature", metavar="T", type=temperature, default=0.7, help="default %(default)s; 0 greedy"
     )
-    parser.add_argument("--seed", metavar="N", type=seed, default=0, help="seed of the sampling")
 
 
 def _alpaca(arguments: argparse.Namespace) -> None:
@@ -87,12 +92,7 @@ def add_eval_mt_bench(commands: Any) -> None:
         "rdro eval mt-bench models/aligned --questions question.jsonl --out model_answer/aligned.jsonl",
         "\nTemperatures are those of FastChat by category.",
     )
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder")
-    parser.add_argument("--questions", metavar="FILE", type=Path, required=True, help="MT-Bench's question.jsonl")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="*.jsonl to write")
-    parser.add_argument("--name", metavar="NAME", help="the model's id in the file (default: its folder's name)")
-    parser.add_argument("--max-new-tokens", metavar="N", type=positive, default=1024, help="default %(default)s")
-    parser.add_argument("--seed", metavar="N", type=seed, default=0, help="seed of the sampling")
+    _add_answering(parser, "--questions", "MT-Bench's question.jsonl")
 
 
 def _mt_bench(arguments: argparse.Namespace) -> None:
