@@ -38,7 +38,7 @@ bench: $(ENV)    ## measure head, packing, step, depth and a save on this machin
 	.venv/bin/python -m benchmarks
 
 bench-trl: $(PARITY_ENV)  ## measure the step beside TRL's, in the environment of make parity: runs/bench_trl.json
-	.parity/bin/python -m benchmarks.trl
+	.parity/bin/python -m benchmarks.beside_trl
 
 # XLA's GPU compiler, beside the environment: installed into it, it would ask for a GPU at every start.
 $(PLANS_ENV): pyproject.toml constraints.txt

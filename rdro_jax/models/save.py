@@ -128,11 +128,14 @@ def _numbers(row: Weight, leaf: Any, place: tuple[int, ...], dtype: np.dtype) ->
     """One tensor as Hugging Face stores it."""
     if isinstance(leaf, np.ndarray):
         return np.asarray(row.transform.to_hf(leaf[place])).astype(dtype, copy=False)
+    shards = leaf.addressable_shards
+    if shards[0].data.shape == leaf.shape:  # one device has all of it: no second buffer to collect parts in
+        return np.asarray(_take(shards[0].data, place, row.transform.to_hf)).astype(dtype, copy=False)
     numbers = np.empty(row.hf_shape(leaf.shape), dtype)
     if not leaf.is_fully_addressable:
         _gather(leaf, place, row, numbers)
         return numbers
-    for shard in leaf.addressable_shards:
+    for shard in shards:
         stacked, inner = shard.index[: row.stack_axes], shard.index[row.stack_axes :]
         local = tuple(at - (part.start or 0) for at, part in zip(place, stacked, strict=True))
         held = all(0 <= at < size for at, size in zip(local, shard.data.shape, strict=False))

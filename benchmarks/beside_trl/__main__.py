@@ -1,4 +1,4 @@
-"""`python -m benchmarks.trl [REPEATS]`: our step beside TRL's, in the environment of `make parity`.
+"""`python -m benchmarks.beside_trl [REPEATS]`: our step beside TRL's, in the environment of `make parity`.
 
 One model, one file of rows, one thread, one core; each side is a process of its own, and they take turns step by step.
 Dense rows all have one length; ragged ones are log-normal, which TRL pads to the longest of a batch and we pack.
@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.trl.gate import Worker
+from benchmarks.beside_trl.gate import Worker
 
 HERE = Path(__file__).parent
 OUT = Path("runs/bench_trl.json")
