@@ -106,7 +106,7 @@ def run(case: Case) -> dict[str, Any]:
         command = [
             sys.executable,
             "-c",
-            "import sys; from rdro_jax.cli import main; sys.exit(main())",
+            RDRO,
             *arguments(case),
         ]
         done = subprocess.run(

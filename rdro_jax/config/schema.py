@@ -31,8 +31,8 @@ class ModelSource:
     """Precision of the parameters. Their moments are float32 whatever it is, but see `optimizer.mu_dtype`."""
     compute_dtype: Dtype = "float32"
     """Precision of activations and matrix products; log-probs and norms are always float32."""
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """Kernel of attention; "auto" takes Pallas' on a TPU where it can compute the model, else XLA's."""
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
+    """Kernel of attention; "auto" takes what suits the platform: docs/models.md has the table."""
     lora: LoraConfig | None = None
     """Low-rank adapters to train beside the model, which then stays as it is; null trains the model itself."""
     remat: Remat = "full"

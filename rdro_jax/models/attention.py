@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from rdro_jax.models.backends import attend_fused, attend_splash, choose_backend
+from rdro_jax.models.blocked import attend_blocked
 from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.norm import RMSNorm
 from rdro_jax.models.projection import Projection
@@ -153,6 +154,8 @@ def attend_packed(
     backend = choose_backend(config, queries.shape[2])
     if backend == "splash":
         return attend_splash(queries, keys, values, sight.segment_ids, part=sight.part, parts=sight.parts)
+    if backend == "blocked":
+        return attend_blocked(queries, keys, values, sight.mask)
     if backend == "cudnn":
         return attend_fused(queries, keys, values, sight.mask)
     return (attend_causal if sight.parts == 1 else attend)(queries, keys, values, sight.mask)

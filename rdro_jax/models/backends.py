@@ -3,6 +3,7 @@
 | backend | where | needs |
 |---|---|---|
 | `xla` | anywhere | nothing: the reference |
+| `blocked` | CPU; anywhere by name | rows of a multiple of 64 tokens |
 | `cudnn` | NVIDIA | bfloat16 activations, even rows, heads of a multiple of 8 and at most 128 wide |
 | `splash` | TPU | rows of a multiple of 128 tokens, heads 64 or a multiple of 128 wide, no sliding window |
 """
@@ -14,9 +15,10 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from rdro_jax.errors import ConfigError
+from rdro_jax.models.blocked import BLOCK
 from rdro_jax.models.config import ModelConfig
 
-Backend = Literal["xla", "cudnn", "splash"]
+Backend = Literal["xla", "blocked", "cudnn", "splash"]
 SPLASH_BLOCK = 128
 """Tokens of which splash attention wants a multiple."""
 MAX_SPLASH_BLOCK = 512
@@ -28,7 +30,12 @@ def choose_backend(config: ModelConfig, seq: int) -> Backend:
 
     Raises: ConfigError where the named one cannot.
     """
-    obstacles = {"xla": None, "cudnn": _no_cudnn(config, seq), "splash": _no_splash(config, seq)}
+    obstacles = {
+        "xla": None,
+        "blocked": _no_blocked(seq),
+        "cudnn": _no_cudnn(config, seq),
+        "splash": _no_splash(config, seq),
+    }
     if config.attention != "auto":
         if obstacles[config.attention]:
             raise ConfigError(
@@ -42,9 +49,15 @@ def suited_backend(config: ModelConfig, seq: int, platform: str) -> Backend:
     """What `auto` is on a platform: `gpu`, `tpu` or `cpu`.
 
     cuDNN's kernel is taken by name only: it compiles for GPUs, but its numbers have been compared with the reference
-    nowhere. Those of splash have, in interpretation.
+    nowhere. Those of splash have, in interpretation. The loop of `blocked` suits a CPU; a GPU would wait at every turn.
     """
-    return "splash" if platform == "tpu" and _no_splash(config, seq) is None else "xla"
+    if platform == "tpu" and _no_splash(config, seq) is None:
+        return "splash"
+    return "blocked" if platform == "cpu" and _no_blocked(seq) is None else "xla"
+
+
+def _no_blocked(seq: int) -> str | None:
+    return f"rows of a multiple of {BLOCK} tokens, got {seq}" if seq % BLOCK else None
 
 
 def _no_cudnn(config: ModelConfig, seq: int) -> str | None:

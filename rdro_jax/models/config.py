@@ -98,7 +98,7 @@ class ModelConfig:
     """Tokens that end a generation."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products; norms, softmax, angles and logits are float32 always."""
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     """Kernel of attention over packed rows; `auto` takes what suits the platform (`models/backends.py`)."""
     remat: Remat = "full"
     """What is kept of each layer for the backward pass, the rest being computed again. `full`: nothing but its input.

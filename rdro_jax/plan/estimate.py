@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from rdro_jax.config import Config
 from rdro_jax.losses.head import MAX_BLOCK, MAX_CHUNKS, SHORTEST_CHUNK
 from rdro_jax.models import ModelConfig
+from rdro_jax.models.flops import layer_weights
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import SHARDS, MeshConfig, check_row_length, check_rows, path_name
 from rdro_jax.parallel.mesh import AXES
@@ -102,7 +103,7 @@ def estimate(
         optimizer=max(0, _total(state.opt_state) - (kept + working if config.optimizer.offload else 0)),
         frozen=_total(state.frozen),
         batch=_total(batch),
-        gradients=sums * trained * FLOAT32,
+        gradients=sums * trained * FLOAT32 + _widest(state.params) // tensor * here.size,
         copies=_copies(model, platform, state),
         kept=kept,
         working=working,
@@ -130,6 +131,12 @@ def _gathered_last(sharding: Any) -> bool:
     """Whether the last axis is one of those that are gathered to be used, and not computed with in parts."""
     last = sharding.spec[-1] or ()
     return any(sharding.mesh.shape[axis] > 1 for axis in SHARDS if axis in last)
+
+
+def _widest(params: Any) -> int:
+    """Numbers of the largest matrix in a layer, whose gradient is whole before it is scattered."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return max(math.prod(leaf.shape[1:]) for path, leaf in leaves if "layers" in path_name(path))
 
 
 def _kept(here: Local) -> int:
@@ -171,14 +178,12 @@ def _scores(here: Local) -> int:
 
 
 def _layer(here: Local) -> int:
-    """Of a layer's backward pass: its residuals, cotangents of the widest operation, one gathered matrix."""
+    """Of a layer's backward pass: its residuals, cotangents of the widest operation, its gathered matrices."""
     residuals = 0 if here.model.remat == "none" else _residuals(here)
     # Queries are taken a quarter at a time; the last quarter sees all keys, 2/5 of what all quarters see.
     scores = _scores(here) * 2 // 5
-    model, moe = here.model, here.model.moe
     wide = 2 * here.tokens * _widths(here)[2] * here.size
-    columns = model.d_ff if moe is None else moe.n_experts * moe.d_expert
-    return residuals + max(wide, scores) + model.d_model * columns // here.tensor * here.size
+    return residuals + max(wide, scores) + layer_weights(here.model, met=False) // here.tensor * here.size
 
 
 def _head(here: Local) -> int:

@@ -73,13 +73,13 @@ def make_plan(config: Config, topology: Topology, *, compiling: bool = True) -> 
 
     Raises: ConfigError where mesh, model and batch do not divide, or the compiler is not installed.
     """
-    model = planned_model(config, topology)
     mesh = (
         make_mesh(config.mesh, make_devices(topology))
         if compiling
         else abstract_mesh(config.mesh, topology.num_devices)
     )
     check_rows(mesh, config.global_batch_size, config.num_microbatches)  # pyright: ignore[reportArgumentType]
+    model = planned_model(config, topology.platform, mesh.shape["context"])
     state, batch = plan_state(config, model, mesh)
     parts, compiled = estimate(config, model, topology.platform, mesh, state, batch), None
     needed: float = parts.peak
@@ -97,13 +97,13 @@ def make_plan(config: Config, topology: Topology, *, compiling: bool = True) -> 
     return Plan(topology, config, model, dict(mesh.shape), params, frozen, parts, compiled, needed, flops)
 
 
-def planned_model(config: Config, topology: Topology) -> ModelConfig:
-    """The architecture of `model.path`, a folder with config.json or a preset, as it computes on that machine."""
+def planned_model(config: Config, platform: str, context: int) -> ModelConfig:
+    """The architecture of `model.path`, a folder with config.json or a preset, computing on rows cut in so many."""
     path = Path(config.model.path)
     model = computing_as(load_preset(path) if path.suffix == ".yaml" else load_config(path), config.model)
     if model.attention != "auto":
         return model
-    backend = suited_backend(model, config.data.max_length, topology.platform)
+    backend = suited_backend(model, config.data.max_length // context, platform)
     return dataclasses.replace(model, attention=backend)
 
 

@@ -31,8 +31,8 @@ class Speed:
         self._peak = None if peak is None else peak * len(devices)
         if peak is not None:
             say(
-                f"MFU: {self._per_token / 1e9:.3g} GFLOP per token of the model (6 per weight, attention in full, "
-                f"nothing computed twice; padding none), of {len(devices)} x {peak / 1e12:g} TFLOP/s dense bfloat16"
+                f"MFU: {self._per_token / 1e9:.3g} GFLOP per token of the model (6 per weight, causal half of "
+                f"attention, nothing twice; padding none), of {len(devices)} x {peak / 1e12:g} TFLOP/s dense bfloat16"
             )
 
     @contextmanager

@@ -39,9 +39,9 @@ def test_phases_add_up_and_goodput_is_what_is_left(clock):
 
 def test_mfu_follows_its_convention_which_is_printed(capsys):
     run = Speed(RUN, policy_on("NVIDIA H200"))
-    # 2 layers of q, k, v, o and a gated MLP, the tied head; 12 per head dimension, head and position of attention
+    # 2 layers of q, k, v, o and a gated MLP, the tied head; 6 per head dimension, head and position of attention
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
-    per_token = 6 * (2 * layer + 64 * 32) + 12 * 2 * 32 * 32
+    per_token = 6 * (2 * layer + 64 * 32) + 6 * 2 * 32 * 32
     assert run.figures(1.0, 1e6)["throughput/mfu"] == pytest.approx(1e6 * per_token / (2 * 989e12))
     shown = capsys.readouterr().err
     assert "of 2 x 989 TFLOP/s dense bfloat16" in shown
