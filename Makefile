@@ -37,7 +37,7 @@ faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what 
 bench: $(ENV)    ## measure head, packing, step, depth and a save on this machine: a table, and runs/bench.json
 	.venv/bin/python -m benchmarks
 
-bench-trl: $(PARITY_ENV)  ## measure the step beside TRL's, in the environment of make parity: runs/bench_trl.json
+bench-trl: $(ENV) $(PARITY_ENV)  ## measure the step beside TRL's, theirs in the environment of make parity: runs/bench_trl.json
 	.parity/bin/python -m benchmarks.beside_trl
 
 # XLA's GPU compiler, beside the environment: installed into it, it would ask for a GPU at every start.

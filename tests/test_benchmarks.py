@@ -32,5 +32,5 @@ def test_flops_are_six_per_weight_and_token():
     params = abstract_params(make_model(size))
     kernels = [leaf["kernel"].size for part in ("self_attn", "mlp") for leaf in params["layers"][part].values()]
     weights = sum(kernels) + params["embed_tokens"]["embedding"].size
-    attention = 3 * 2 * 2 * size.layers * size.d_model * size.seq
+    attention = 3 * 2 * size.layers * size.d_model * size.seq
     assert step_flops(size) == pytest.approx(size.rows * size.seq * (6 * weights + attention))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.beside_trl [REPEATS]`: our step beside TRL's, in the environment of `make parity`.
+"""`python -m benchmarks.beside_trl [REPEATS]`: our step beside TRL's, theirs in the environment of `make parity`.
 
 One model, one file of rows, one thread, one core; each side is a process of its own, and they take turns step by step.
 Dense rows all have one length; ragged ones are log-normal, which TRL pads to the longest of a batch and we pack.
@@ -20,6 +20,8 @@ from rich.table import Table
 from benchmarks.beside_trl.gate import Worker
 
 HERE = Path(__file__).parent
+OUR_PYTHON = str(HERE.parents[1] / ".venv" / "bin" / "python")
+"""Of `make setup`: transformers imports torch wherever it is installed, which `rdro train` never needs."""
 OUT = Path("runs/bench_trl.json")
 BOUNDS = {("dense", "apo_zero_unpaired"): 2.0, ("ragged", "apo_zero_unpaired"): 4.0, ("ragged", "kto"): 7.0}
 """How many times TRL's tokens (dense) or examples (ragged) per CPU-second ours are to be, at the least."""
@@ -119,10 +121,10 @@ def settings_of_trl(race: Race, kind: str, loss: str, scratch: Path) -> dict[str
 def race_once(race: Race, kind: str, scratch: Path, core: int) -> dict[str, dict[str, float]]:
     """Figures of ours, of TRL with a cached reference and, on ragged rows, of TRL's default."""
     write_rows(race, kind, scratch / f"{kind}.jsonl")
-    told = {"ours": (HERE / "ours.py", settings_of_ours(race, kind, scratch))}
+    told = {"ours": (OUR_PYTHON, HERE / "ours.py", settings_of_ours(race, kind, scratch))}
     for loss in ("apo_zero_unpaired", "kto") if kind == "ragged" else ("apo_zero_unpaired",):
-        told[f"trl {loss}"] = (HERE / "theirs.py", settings_of_trl(race, kind, loss, scratch))
-    workers = {name: Worker(script, settings, core) for name, (script, settings) in told.items()}
+        told[f"trl {loss}"] = (sys.executable, HERE / "theirs.py", settings_of_trl(race, kind, loss, scratch))
+    workers = {name: Worker(*words, core) for name, words in told.items()}
     for worker in workers.values():
         worker.step()  # warms up, unmeasured
     steps = [{name: worker.step() for name, worker in workers.items()} for _ in range(race.repeats)]

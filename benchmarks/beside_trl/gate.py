@@ -32,8 +32,8 @@ class Gate:
 class Worker:
     """The other side of a gate: a process on one core, one thread."""
 
-    def __init__(self, script: Path, settings: dict[str, Any], core: int):
-        pinned = ["taskset", "-c", str(core), sys.executable, str(script), json.dumps(settings)]
+    def __init__(self, python: str, script: Path, settings: dict[str, Any], core: int):
+        pinned = ["taskset", "-c", str(core), python, str(script), json.dumps(settings)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
             pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads
