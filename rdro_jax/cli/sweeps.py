@@ -25,12 +25,17 @@ def add_sweep(commands: Any) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from rdro_jax import sweep
+    if arguments.status:
+        from rdro_jax.sweep.status import show_status
 
+        show_status(arguments.file)
+        return
     if arguments.dry_run:
-        for line in sweep.dry_run(arguments.file):
+        from rdro_jax.sweep.points import dry_run
+
+        for line in dry_run(arguments.file):
             print(line)
-    elif arguments.status:
-        sweep.show_status(arguments.file)
-    else:
-        print(sweep.run(arguments.file, retry_failed=arguments.retry_failed))
+        return
+    from rdro_jax.sweep.run import run
+
+    print(run(arguments.file, retry_failed=arguments.retry_failed))

@@ -14,6 +14,8 @@ from rdro_jax.config.document import read_document
 from rdro_jax.config.loader import read_text
 from rdro_jax.errors import ConfigError
 from rdro_jax.launch.cluster import Cluster, load_cluster
+from rdro_jax.sweep.points import dry_run
+from rdro_jax.sweep.spec import load_sweep
 
 TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_CLUSTERS = {"slurm": "slurm", "gke": "gke-tpu", "sky": "sky", "tpu-vm": "tpu-vm"}
@@ -96,10 +98,6 @@ def sweep_job(file: str, overrides: list[str]) -> Job:
     """The job of a sweep whose points are known beforehand. Raises: ConfigError."""
     if overrides:
         raise ConfigError(f"command line: got {overrides[0]}; a sweep's keys stand in its file")
-    try:
-        from rdro_jax.sweep import dry_run, load_sweep
-    except ImportError:
-        raise ConfigError("sweeps need the package optuna: pip install 'rdro_jax[sweep]'") from None
     lines = list(dry_run(file))
     if lines[-1].startswith("#"):
         raise ConfigError(f"{file}: sampler.name: its later points depend on results; run it by 'rdro sweep'")

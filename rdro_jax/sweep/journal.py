@@ -1,12 +1,13 @@
 """The trials of a sweep in Optuna's journal: asked for, found again after a crash, told."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rdro_jax.errors import ConfigError
-from rdro_jax.sweep.space import LOSS_NAME, Point, draw
+from rdro_jax.sweep.files import JOURNAL_FILE
+from rdro_jax.sweep.points import next_point
+from rdro_jax.sweep.space import LOSS_NAME, Point
 from rdro_jax.sweep.spec import LoadedSweep, Pruner, Sweep
 
 try:
@@ -21,7 +22,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-JOURNAL_FILE, STUDY = "journal.log", "sweep"
+STUDY = "sweep"
 RETRY_OF = "retry_of"
 """Attribute of a trial that takes the place of a failed one: that one's number, whose folders it goes on in."""
 
@@ -31,11 +32,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class Journal:
     """The trials of a sweep; one process at a time may change them."""
 
-    def __init__(self, loaded: LoadedSweep, *, read_only: bool = False):
+    def __init__(self, loaded: LoadedSweep):
         """Open the journal in the sweep's folder, or begin one there."""
         file = loaded.folder / JOURNAL_FILE
-        if not read_only:
-            _repair(file)
+        _repair(file)
         self.loaded = loaded
         storage = JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
         pruner, direction = make_pruner(loaded.sweep.pruner), loaded.sweep.objective.direction
@@ -106,7 +106,7 @@ class Journal:
     def _enqueue(self, trials: list[FrozenTrial]) -> bool:
         """Bring the next point into line; True where a trial can be asked for. Optuna's own sampler needs no line."""
         sweep, space, number = self.loaded.sweep, self.loaded.space, len(trials)
-        if number >= planned(self.loaded):
+        if number >= self.loaded.planned:
             return False
         name = sweep.sampler.name
         if name == "tpe" and number >= sweep.sampler.startup:
@@ -125,31 +125,6 @@ class Journal:
 def folder_number(trial: FrozenTrial | Trial) -> int:
     """Number of the trial's folder."""
     return trial.user_attrs.get(RETRY_OF, trial.number)
-
-
-def planned(loaded: LoadedSweep) -> int:
-    """Points the sweep is to try."""
-    return loaded.sweep.trials or len(loaded.space.grid())
-
-
-def next_point(loaded: LoadedSweep, number: int, seen: list[Point]) -> Point | None:
-    """Point `number` where it follows from the sweep file alone; None where there is none left."""
-    sampler, space = loaded.sweep.sampler, loaded.space
-    if sampler.name == "grid":
-        return space.grid()[number]
-    return draw(space, sampler.name, sampler.seed, number, seen)
-
-
-def known_points(loaded: LoadedSweep) -> Iterator[Point]:
-    """The points that will be tried whatever comes out: all, or tpe's first ones."""
-    count, sampler = planned(loaded), loaded.sweep.sampler
-    seen: list[Point] = []
-    for number in range(min(count, sampler.startup) if sampler.name == "tpe" else count):
-        point = next_point(loaded, number, seen)
-        if point is None:
-            return
-        seen.append(point)
-        yield point
 
 
 def make_sampler(sweep: Sweep, number: int) -> BaseSampler:

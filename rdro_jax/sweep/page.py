@@ -8,12 +8,12 @@ from typing import Any
 
 from jinja2 import Environment
 
+from rdro_jax.sweep.files import PAGE_FILE
 from rdro_jax.sweep.results import best_row
 from rdro_jax.sweep.runs import runs_of
 from rdro_jax.sweep.space import LOSS_NAME
 from rdro_jax.sweep.spec import LoadedSweep
 
-PAGE_FILE = "report.html"
 MOST_POINTS = 200
 """Of one curve; longer ones are thinned."""
 HERE = Path(__file__).parent

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from rdro_jax.sweep.files import BEST_FILE, RESULTS_FILE, SUMMARY_FILE, TABLE_FILE
 from rdro_jax.sweep.journal import Journal, folder_number
 from rdro_jax.sweep.runs import runs_of
 from rdro_jax.sweep.spec import LoadedSweep
-
-RESULTS_FILE, TABLE_FILE, BEST_FILE = "results.jsonl", "results.csv", "best.yaml"
 
 
 def summarise(values: list[float]) -> tuple[float, float | None]:
@@ -61,10 +60,12 @@ def best_row(loaded: LoadedSweep, rows: list[dict[str, Any]]) -> dict[str, Any] 
 
 
 def write_results(loaded: LoadedSweep, rows: list[dict[str, Any]]) -> None:
-    """Write results.jsonl, results.csv and best.yaml anew, each in one move."""
+    """Write results.jsonl, results.csv, summary.json and best.yaml anew, each in one move."""
+    best, objective = best_row(loaded, rows), loaded.sweep.objective
+    summary = {"metric": objective.metric, "direction": objective.direction, "planned": loaded.planned}
     _write(loaded.folder / RESULTS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     _write(loaded.folder / TABLE_FILE, _table(rows))
-    best = best_row(loaded, rows)
+    _write(loaded.folder / SUMMARY_FILE, json.dumps(summary | {"best": best and best["trial"]}))
     if best is not None:
         _write(loaded.folder / BEST_FILE, _best_config(loaded, best))
 

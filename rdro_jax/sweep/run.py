@@ -1,7 +1,6 @@
 """run(file): a sweep from its YAML file to its results, or on from where it stopped."""
 
 import json
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,20 +11,19 @@ from rdro_jax.config import check_inputs
 from rdro_jax.errors import ConfigError, RestartWanted
 from rdro_jax.sweep.coordinator import Coordinator
 from rdro_jax.sweep.elsewhere import make_executor
-from rdro_jax.sweep.journal import Journal, known_points, planned
+from rdro_jax.sweep.files import RECORD_FILE
+from rdro_jax.sweep.journal import Journal
 from rdro_jax.sweep.page import write_page
 from rdro_jax.sweep.results import read_trials, write_results
-from rdro_jax.sweep.runs import runs_of
 from rdro_jax.sweep.space import Point, flatten
 from rdro_jax.sweep.spec import MAY_CHANGE, LoadedSweep, differences, load_sweep
 from rdro_jax.train.console import say
 from rdro_jax.train.run import hold_folder, write_json
 from rdro_jax.train.run import identity as run_identity
 
-RECORD_FILE = "sweep.json"
 POLL_SECONDS = 0.2
-RESULTS_SECONDS = 10.0
-"""Between two writings of the results while trials go on."""
+RESULTS_SECONDS = 2.0
+"""Between two looks at what the results on disk should say while trials go on."""
 
 
 def run(file: str | Path, *, retry_failed: bool = False) -> Path:
@@ -49,17 +47,18 @@ def run(file: str | Path, *, retry_failed: bool = False) -> Path:
 
 def _coordinate(loaded: LoadedSweep, journal: Journal, coordinator: Coordinator) -> None:
     """Go round until nothing is left; the results on disk are never older than `RESULTS_SECONDS`."""
-    say(f"{loaded.folder}: {planned(loaded)} trials, {loaded.sweep.parallel} at a time; rdro sweep FILE --status shows")
-    written = time.monotonic()
+    say(f"{loaded.folder}: {loaded.planned} trials, {loaded.sweep.parallel} at a time; rdro sweep FILE --status shows")
+    rows, looked = [], -RESULTS_SECONDS
     with _stop_asked() as stop:
         try:
             while coordinator.busy():
                 if stop():
                     _stop(coordinator)
                     raise RestartWanted(f"{loaded.folder}: {stop()}: no run is left here; the same command goes on")
-                if time.monotonic() - written > RESULTS_SECONDS:
-                    write_results(loaded, read_trials(loaded, journal))
-                    written = time.monotonic()
+                if time.monotonic() - looked >= RESULTS_SECONDS:
+                    before, rows, looked = rows, read_trials(loaded, journal), time.monotonic()
+                    if rows != before:
+                        write_results(loaded, rows)
                 time.sleep(POLL_SECONDS)
         except ConfigError:
             _stop(coordinator)
@@ -114,15 +113,3 @@ def identity(loaded: LoadedSweep) -> Point:
     sweep = loaded.sweep.model_dump(mode="json", exclude={*MAY_CHANGE, "base", "output_dir", "set"})
     config = run_identity(loaded.config(next(loaded.space.probes())))
     return json.loads(json.dumps(flatten(sweep) | {f"base.{key}": value for key, value in config.items()}))
-
-
-def dry_run(file: str | Path) -> Iterator[str]:
-    """One line per trial that is certain to be tried: the command of each of its runs."""
-    loaded = load_sweep(file)
-    points = list(known_points(loaded))
-    for number, point in enumerate(points):
-        loaded.config(point)
-        for each in runs_of(loaded, number, point):
-            yield f"rdro {shlex.join(each.words)}"
-    if len(points) < planned(loaded):
-        yield f"# {planned(loaded) - len(points)} more, chosen in the light of these"

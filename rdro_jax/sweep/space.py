@@ -6,7 +6,6 @@ from itertools import chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import qmc
 
 from rdro_jax.errors import ConfigError
 
@@ -183,23 +182,6 @@ def _short(value: float, low: float, high: float) -> float:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
-
-
-def draw(space: Space, sampler: str, seed: int, number: int, seen: list[Point]) -> Point | None:
-    """Point `number` of a random or quasi-random sweep, a function of (seed, number) but for what is in `seen`.
-
-    None where a hundred draws gave nothing new: the space is as good as exhausted.
-    """
-    for attempt in range(100):
-        if sampler == "qmc":
-            sobol = qmc.Sobol(space.dimensions, scramble=True, rng=seed)
-            places = sobol.fast_forward(number + attempt).random(1)[0] if number + attempt else sobol.random(1)[0]
-        else:
-            places = np.random.default_rng((seed, number, attempt)).random(space.dimensions)
-        point = space.at(places)
-        if point not in seen:
-            return point
-    return None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Point:

@@ -151,6 +151,11 @@ class LoadedSweep:
         """Folder of the sweep."""
         return Path(self.sweep.output_dir)
 
+    @property
+    def planned(self) -> int:
+        """Points the sweep is to try."""
+        return self.sweep.trials or len(self.space.grid())
+
     def overrides(self, point: Point, output_dir: Path) -> list[str]:
         """`key=value` arguments of a run at `point` in `output_dir`."""
         # JSON is YAML, and tells "1" from 1.

@@ -10,9 +10,12 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from rdro_jax.sweep import executors, load_sweep, run
+from rdro_jax.sweep import executors
+from rdro_jax.sweep.run import run
+from rdro_jax.sweep.spec import load_sweep
 
 REAL = "REAL_TRIALS" in os.environ
 STEPS_LOG = "metrics.jsonl" if REAL else "steps.log"
@@ -32,6 +35,8 @@ def coordinator(file: str) -> int:
                 executors.COMMAND = STUB
             run(file)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return pid

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from rdro_jax.errors import ConfigError
-from rdro_jax.sweep import executors, load_sweep, run
+from rdro_jax.sweep import executors
 from rdro_jax.sweep.elsewhere import JOB_FILE, SkyExecutor, _SkyJob, _written_code
+from rdro_jax.sweep.run import run
 from rdro_jax.sweep.runs import Run
+from rdro_jax.sweep.spec import Sky, load_sweep
 
 STUB = (sys.executable, "-S", str(Path(__file__).with_name("stub_trial.py")))
 SKY = """\
@@ -97,8 +99,6 @@ def test_what_sky_says_is_one_line(machine, tmp_path):
     _, command = machine
     command("sky", "#!/bin/bash\necho no cloud is enabled >&2\nexit 1\n")
     (tmp_path / "task.yaml").write_text("run: echo")
-    from rdro_jax.sweep.spec import Sky
-
     with pytest.raises(ConfigError, match="sky jobs launch: no cloud is enabled"):
         SkyExecutor(Sky("sky", str(tmp_path / "task.yaml"))).start(Run(0, None, tmp_path / "r", ("train",)), 0)
 

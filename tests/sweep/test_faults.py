@@ -73,8 +73,8 @@ def test_tpe_killed_at_every_turn_finishes_exactly_its_trials(fates):
 
 def test_a_random_sweep_that_was_resumed_is_the_one_that_was_not(fates):
     """Point n follows from the seed and n: no point comes twice, and a kill changes none."""
-    from rdro_jax.sweep import load_sweep
-    from rdro_jax.sweep.journal import known_points
+    from rdro_jax.sweep.points import known_points
+    from rdro_jax.sweep.spec import load_sweep
 
     file, _, rows = fates["random"]
     points = [row["point"]["optimizer.learning_rate"] for row in rows]

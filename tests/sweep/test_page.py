@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from rdro_jax.sweep import load_sweep
 from rdro_jax.sweep.page import group_key, page_data, write_page
+from rdro_jax.sweep.spec import load_sweep
 
 EVIL = "</script><img src=x onerror=document.title='caught'>"
 SPACE = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sweep_task import make_pairs
-from rdro_jax.sweep import dry_run, load_sweep
-from rdro_jax.sweep.spec import Sweep
+from rdro_jax.sweep.points import dry_run
+from rdro_jax.sweep.spec import Sweep, load_sweep
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

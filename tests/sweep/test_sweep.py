@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,10 +16,11 @@ from scipy.stats import sem, t
 from rdro_jax import cli
 from rdro_jax.config import load_config
 from rdro_jax.errors import ConfigError
-from rdro_jax.sweep import executors, load_sweep, run
+from rdro_jax.sweep import executors
 from rdro_jax.sweep.executors import devices_of_slot
-from rdro_jax.sweep.journal import known_points
-from rdro_jax.sweep.spec import Local
+from rdro_jax.sweep.points import known_points
+from rdro_jax.sweep.run import run
+from rdro_jax.sweep.spec import Local, load_sweep
 from rdro_jax.train.run import hold_folder
 
 RATE = {"optimizer": {"learning_rate": {"log": [1.0e-7, 1.0e-5]}}}
@@ -108,6 +110,24 @@ def test_status_shows_every_trial(sweep_file, capsys):
     capsys.readouterr()
     assert cli.main(["sweep", str(file), "--status"]) == 0
     assert "2 of 2 trials ended" in " ".join(capsys.readouterr().out.split())
+
+
+def test_status_waits_for_no_jax_and_no_optuna(sweep_file):
+    """Whoever looks every minute must not wait seconds for what a look does not need."""
+    file = sweep_file()
+    folder = load_sweep(file).folder
+    run_folder = folder / "trials" / "0000"
+    run_folder.mkdir(parents=True)
+    (run_folder / "metrics.jsonl").write_text('{"step": 7}\n')
+    row = {"trial": 0, "state": "running", "point": {"seed": 3}, "value": None, "ci95": None, "seconds": None}
+    (folder / "results.jsonl").write_text(json.dumps(row | {"runs": [str(run_folder)]}) + "\n")
+    (folder / "summary.json").write_text('{"metric": "eval_loss", "direction": "minimize", "planned": 2, "best": null}')
+    look = f"import sys; from rdro_jax import cli; code = cli.main(['sweep', {str(file)!r}, '--status'])"
+    heavy = "print({'jax', 'numpy', 'optuna', 'scipy', 'omegaconf', 'pydantic'} & {*sys.modules}); sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", f"{look}; {heavy}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "at step 7" in done.stdout
+    assert done.stdout.endswith("set()\n")
 
 
 def test_a_second_coordinator_names_the_first(sweep_file, capsys):

@@ -1,0 +1,11 @@
+"""What a sweep leaves in its folder, by name; read without jax and Optuna, by those who only look."""
+
+RECORD_FILE = "sweep.json"
+"""What decides the sweep's numbers; another sweep is refused the folder."""
+JOURNAL_FILE = "journal.log"
+"""Optuna's journal: the truth about every trial."""
+RESULTS_FILE, TABLE_FILE = "results.jsonl", "results.csv"
+"""The trials, a line each, as they were a moment ago."""
+SUMMARY_FILE = "summary.json"
+"""Beside them: the objective, how many trials there are to be, and which is the best."""
+BEST_FILE, PAGE_FILE = "best.yaml", "report.html"
