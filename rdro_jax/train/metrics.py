@@ -155,6 +155,8 @@ class MetricsWriter:
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
+        self.latest = {name: value for line in kept for name, value in line.items() if name != "step"}
+        """The newest value of every metric in the lines that were kept."""
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""

@@ -43,7 +43,8 @@ class Recorder:
         self._held: tuple[int, Any, float] | None = None
         self._window, self._since, self._waited = Window(loss, run.window), time.monotonic(), 0.0
         self._skipped_in_a_row = 0
-        self.latest: dict[str, Any] = {}
+        # A run that was killed behind its last save has no step left to tell its result.
+        self.latest: dict[str, Any] = self._writers[METRICS_FILE].latest if self._writers else {}
         """The newest value of every metric."""
 
     def hold(self, number: int, metrics: Any, waited: float) -> None:
