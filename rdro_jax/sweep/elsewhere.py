@@ -43,6 +43,8 @@ class SlurmExecutor:
         self._submitit, self._folder = submitit, folder
         if shutil.which("sbatch") is None:
             raise ConfigError("executor.name: slurm needs sbatch; start the sweep on a login node of the cluster")
+        # What a job runs stands there as Python objects, which run code when they are read: ours alone to write.
+        (folder / "slurm").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=CLUSTER)
         self._executor.update_parameters(timeout_min=config.timeout_min, **config.options)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from rdro_jax.errors import EXIT_DONE, EXIT_RESTART
 from rdro_jax.sweep.runs import LOG_FILE, Run
-from rdro_jax.sweep.spec import Local
+from rdro_jax.sweep.spec import TPU_BOUNDS, Local
 
 COMMAND = (sys.executable, "-m", "rdro_jax.cli")
 """What stands before the words of a run."""
@@ -149,7 +149,6 @@ def devices_of_slot(config: Local, slot: int) -> dict[str, str]:
         return {"CUDA_VISIBLE_DEVICES": devices}
     if config.accelerator == "tpu":
         # Several processes on one TPU machine: each must be told its chips, and that it is alone with them.
-        bounds = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}[count]
         alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "CLOUD_TPU_TASK_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-        return alone | {"TPU_VISIBLE_CHIPS": devices, "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds}
+        return alone | {"TPU_VISIBLE_CHIPS": devices, "TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[count]}
     return {}

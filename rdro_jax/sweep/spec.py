@@ -17,6 +17,8 @@ from rdro_jax.errors import ConfigError
 from rdro_jax.losses import Loss
 from rdro_jax.sweep.space import Point, Space, flatten, read_space
 
+TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
+"""Chips of a slot -> how they lie on the board, as libtpu is told."""
 LOSSES = tuple(kind.name for kind in get_args(Loss))
 
 
@@ -128,6 +130,10 @@ class Sweep(BaseModel):
             raise ConfigError(f"trials: missing; wanted the number of points that '{self.sampler.name}' may try")
         if len({*self.seeds}) < len(self.seeds):
             raise ConfigError(f"seeds: got {list(self.seeds)}; wanted each seed once")
+        if isinstance(self.executor, Local) and self.executor.accelerator == "tpu":
+            count = self.executor.devices_per_trial
+            if count not in TPU_BOUNDS:
+                raise ConfigError(f"executor.devices_per_trial: got {count}; TPU chips are dealt out by 1, 2, 4 or 8")
         return self
 
 

@@ -170,12 +170,14 @@ def test_settings_of_a_cluster_fit_its_machine_by_the_plan(path, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     cluster = load_cluster(path)
-    model = "model.path=configs/models/llama-3.1-8b.yaml"
-    config = load_config("configs/rdro.yaml", [model, *cluster.settings])
+    model = "qwen2.5-0.5b" if cluster.topology_to_plan == "cpu:1" else "llama-3.1-8b"
+    config = load_config("configs/rdro.yaml", [f"model.path=configs/models/{model}.yaml", *cluster.settings])
     plan = make_plan(config, parse_topology(cluster.topology_to_plan), compiling=False)
-    assert plan.fits
-    [figure] = re.findall(r"[\d.]+ of [\d.]+ GiB", verdict(plan))
-    assert f"by its estimate {figure} of a device" in path.read_text()
+    [(peak, of)] = re.findall(r"([\d.]+)(?: of ([\d.]+))? GiB", verdict(plan))
+    if not of:  # a CPU has the memory of its node
+        of = f"{cluster.memory_gb * 1e9 / 2**30:.2f}"
+    assert float(peak) * 1.1 < float(of), "the estimate may be wrong by a tenth"
+    assert f"by its estimate {peak} of {of} GiB of a " in path.read_text()
 
 
 def test_a_cluster_s_settings_come_before_the_user_s(config_file):

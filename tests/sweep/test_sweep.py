@@ -224,6 +224,9 @@ FAULTS = {
     "set.optimizer.learning_rate: a key of the space too": {"set": {"optimizer": {"learning_rate": 1.0e-6}}},
     "seeds: 'seed' is a key of the space too": {"space": {"seed": {"choice": [1, 2]}}, "seeds": [1]},
     "sampler.nam: unknown key; did you mean 'name'?": {"sampler": {"name": "tpe", "nam": 1}},
+    "executor.devices_per_trial: got 3; TPU chips are dealt out by 1, 2, 4 or 8": {
+        "executor": {"name": "local", "accelerator": "tpu", "devices_per_trial": 3}
+    },
     "trials: got 0; wanted a number greater than 0": {"trials": 0},
     "objective.metric: 'eval_loss' needs held-out rows": {"set": {"data": {"eval": None}}},
     "set.output_dir: each run gets a folder of its own": {"set": {"output_dir": "x"}},
