@@ -34,10 +34,27 @@ function scale(values, from, to) {
   let low = Math.min(...values), high = Math.max(...values);
   const log = low > 0 && high / low > 50;
   const f = log ? Math.log : (x) => x;
+  const ticks = low === high ? [[low, spell(low)]] : log ? logTicks(low, high) : roundTicks(low, high);
   if (low === high) { low -= Math.abs(low) / 10 || 1; high += Math.abs(high) / 10 || 1; }
   const at = (x) => from + ((f(x) - f(low)) / (f(high) - f(low))) * (to - from);
-  const ticks = [0, 0.25, 0.5, 0.75, 1].map((s) => (log ? low * (high / low) ** s : low + s * (high - low)));
   return { at, ticks };
+}
+// [value, text] of the multiples of 1, 2 or 5 times a power of ten that lie in the range, all to the same digit.
+function roundTicks(low, high) {
+  const power = 10 ** Math.floor(Math.log10((high - low) / 5));
+  const step = power * [1, 2, 5, 10].find((m) => m * power >= (high - low) / 5);
+  const first = Math.ceil(low / step - 1e-9), count = Math.floor(high / step + 1e-9) - first + 1;
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  return Array.from({ length: count }, (_, i) => (first + i) * step)
+    .map((value) => [value, digits > 6 ? value.toExponential(1) : (Math.abs(value) < step / 2 ? 0 : value).toFixed(digits)]);
+}
+// 1, 2 and 5 times the powers of ten in the range; of three powers and more, these alone.
+function logTicks(low, high) {
+  const factors = high / low < 1000 ? [1, 2, 5] : [1], ticks = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    ticks.push(...factors.map((m) => Number(`${m}e${power}`)).filter((v) => v >= low * (1 - 1e-9) && v <= high * (1 + 1e-9)));
+  }
+  return ticks.map((value) => [value, spell(value)]);
 }
 function title(node, trial) {
   const point = Object.entries(trial.point).map(([key, value]) => `${key} ${spell(value)}`).join("\n");
@@ -46,15 +63,15 @@ function title(node, trial) {
 
 function drawGroups() {
   const rows = groups.map((g) => finished.filter((t) => groupOf(t) === g)).filter((ts) => ts.length);
-  const svg = canvas("groups", 1100, 40 + 42 * rows.length);
+  const svg = canvas("groups", 1100, 60 + 42 * rows.length), left = 230;
   if (!rows.length) return;
   const ends = finished.flatMap((t) => [t.value - (t.ci95 ?? 0), t.value + (t.ci95 ?? 0)]);
-  const x = scale(ends, 190, 1060);
+  const x = scale(ends, left, 1060);
   const sign = data.direction === "maximize" ? -1 : 1;
   rows.forEach((trials, row) => {
     const y = 25 + 42 * row, colour = colourOf(trials[0]);
     const best = trials.reduce((a, b) => (sign * a.value <= sign * b.value ? a : b));
-    draw(svg, "line", { x1: 190, x2: 1060, y1: y, y2: y, class: "axis" });
+    draw(svg, "line", { x1: left, x2: 1060, y1: y, y2: y, class: "axis" });
     draw(svg, "text", { x: 0, y: y + 4 }, groupOf(best));
     for (const t of trials) {
       const dot = draw(svg, "circle", { cx: x.at(t.value), cy: y, r: 3.5, fill: colour, opacity: 0.35 });
@@ -67,9 +84,10 @@ function drawGroups() {
     title(draw(svg, "circle", { cx: x.at(best.value), cy: y, r: 6, fill: colour }), best);
     draw(svg, "text", { x: 80, y: y + 4, class: "dim" }, figure(best));
   });
-  for (const tick of x.ticks) {
-    draw(svg, "text", { x: x.at(tick), y: 34 + 42 * rows.length, class: "dim", "text-anchor": "middle" }, spell(Number(tick.toPrecision(3))));
+  for (const [value, text] of x.ticks) {
+    draw(svg, "text", { x: x.at(value), y: 34 + 42 * rows.length, class: "dim", "text-anchor": "middle" }, text);
   }
+  draw(svg, "text", { x: (left + 1060) / 2, y: 54 + 42 * rows.length, "text-anchor": "middle" }, data.metric);
 }
 
 function drawParallel(shown) {
@@ -82,7 +100,7 @@ function drawParallel(shown) {
     if (values.length && values.every((v) => typeof v === "number")) return scale(values, height - 50, 40);
     const names = [...new Set(values.map(String))].sort();
     const at = (v) => height - 50 - ((names.indexOf(String(v)) + 0.5) / names.length) * (height - 90);
-    return { at, ticks: names };
+    return { at, ticks: names.map((name) => [name, name]) };
   });
   const x = (i) => 60 + (i * 970) / Math.max(axes.length - 1, 1);
   for (const t of finished.filter((t) => shown.has(t.trial))) {
@@ -97,9 +115,8 @@ function drawParallel(shown) {
     if (finished.some((t) => value(t, key) === undefined)) {
       draw(svg, "text", { x: x(i) + 5, y: NONE, class: "dim" }, "none");
     }
-    for (const tick of scales[i].ticks) {
-      const text = typeof tick === "number" ? spell(Number(tick.toPrecision(3))) : tick;
-      draw(svg, "text", { x: x(i) + 5, y: scales[i].at(tick) + 4, class: "dim" }, text);
+    for (const [place, text] of scales[i].ticks) {
+      draw(svg, "text", { x: x(i) + 5, y: scales[i].at(place) + 4, class: "dim" }, text);
     }
   });
 }
@@ -126,17 +143,18 @@ function mean(curves) {
 }
 function drawCurves(metric) {
   const lines = data.trials.map((t, i) => [t, mean(data.curves[i][metric])]).filter(([, line]) => line.length);
-  const svg = canvas("curves", 1100, 330);
+  const svg = canvas("curves", 1100, 350);
   const points = lines.flatMap(([, line]) => line);
   if (!points.length) { draw(svg, "text", { x: 20, y: 30, class: "dim" }, `no ${metric} was logged`); return; }
   const x = scale([0, ...points.map((p) => p[0])], 70, 1080), y = scale(points.map((p) => p[1]), 300, 20);
-  for (const tick of y.ticks) {
-    draw(svg, "line", { x1: 70, x2: 1080, y1: y.at(tick), y2: y.at(tick), class: "axis" });
-    draw(svg, "text", { x: 62, y: y.at(tick) + 4, class: "dim", "text-anchor": "end" }, spell(Number(tick.toPrecision(3))));
+  for (const [value, text] of y.ticks) {
+    draw(svg, "line", { x1: 70, x2: 1080, y1: y.at(value), y2: y.at(value), class: "axis" });
+    draw(svg, "text", { x: 62, y: y.at(value) + 4, class: "dim", "text-anchor": "end" }, text);
   }
-  for (const tick of x.ticks) {
-    draw(svg, "text", { x: x.at(tick), y: 320, class: "dim", "text-anchor": "middle" }, String(Math.round(tick)));
+  for (const [value, text] of x.ticks) {
+    draw(svg, "text", { x: x.at(value), y: 320, class: "dim", "text-anchor": "middle" }, text);
   }
+  draw(svg, "text", { x: 575, y: 342, "text-anchor": "middle" }, "optimizer step");
   for (const [t, line] of lines) {
     const kind = t.trial === data.best ? "trial hot" : "trial";
     if (line.length === 1) {
@@ -150,7 +168,8 @@ function drawCurves(metric) {
 
 const COLUMNS = [
   ["trial", (t) => t.trial], ["state", (t) => t.state], ...data.keys.map((key) => [key, (t) => t.point[key]]),
-  [data.metric, (t) => t.value, figure], ["seconds", (t) => t.seconds], ["why", (t) => t.why],
+  [data.metric, (t) => t.value, figure], ["seconds", (t) => t.seconds],
+  ...(data.trials.some((t) => t.why) ? [["why", (t) => t.why]] : []),
 ];
 let order = { column: 0, down: false };
 function compare(a, b) {
