@@ -118,7 +118,7 @@ def array_from_first(make: Callable[[], np.ndarray]) -> np.ndarray:
         return list(made[0].shape), made[0].dtype.name
 
     shape, dtype = from_first(keep)
-    return np.asarray(multihost_utils.broadcast_one_to_all(made[0] if made else np.empty(shape, dtype)))
+    return np.array(multihost_utils.broadcast_one_to_all(made[0] if made else np.empty(shape, dtype)))  # to write to
 
 
 def host_share(sharding: NamedSharding) -> tuple[int, int]:

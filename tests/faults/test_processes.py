@@ -1,5 +1,6 @@
 """The short form: several real processes, a kill, a restart, and nothing secret in what they write."""
 
+import shutil
 import signal
 import time
 
@@ -38,7 +39,8 @@ def alone(home):
 
 @pytest.fixture(scope="module")
 def together(home):
-    """Two processes with one device each."""
+    """Two processes with one device each; they score the reference themselves."""
+    shutil.rmtree(home / "store", ignore_errors=True)
     run = Home(home, home / "together")
     started = train(run, processes=2)
     assert started.wait() == [0, 0], started.told()
