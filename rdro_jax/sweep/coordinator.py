@@ -129,7 +129,8 @@ class Coordinator:
                 code = self._jobs[run][0].poll() if run in self._jobs else None
                 if code is not None:
                     del self._jobs[run]
-                    self._run_ended(opened, run, code)
+                    if opened in self._open:  # another seed may have ended it a moment ago
+                        self._run_ended(opened, run, code)
             if opened in self._open and self._is_hopeless(opened):
                 self._end(opened, TrialState.PRUNED, step=opened.reported)
         self._reap()
@@ -157,6 +158,7 @@ class Coordinator:
 
     def _run_finished(self, opened: OpenTrial, run: Run) -> None:
         """Note the objective of a run; the trial ends with its last one."""
+        self._ready.add(opened.shared)
         metric, result = self._loaded.sweep.objective.metric, run.result() or {}
         value = result.get(metric)
         if metric not in result:

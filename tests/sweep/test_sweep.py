@@ -71,6 +71,14 @@ def test_a_failed_trial_is_told_never_restarted_and_tried_again_when_asked(sweep
     assert steps.read_text().split() == [*map(str, range(1, 13))]  # from its own checkpoint
 
 
+def test_seeds_that_fail_at_once_are_one_failed_trial(sweep_file, monkeypatch):
+    monkeypatch.setattr("rdro_jax.sweep.run.POLL_SECONDS", 1.0)
+    space = {"max_steps": {"choice": [10, 904]}}
+    rate = {"optimizer": {"learning_rate": 1.0e-6}}
+    rows = rows_of(run(sweep_file(sampler={"name": "grid"}, space=space, set=rate, seeds=[0, 1, 2], parallel=6)))
+    assert [row["state"] for row in rows] == ["complete", "fail"]
+
+
 def test_a_trial_that_is_no_good_is_pruned(sweep_file, monkeypatch):
     """Rates rise, and the stub's loss with them: the median of what went before is always better."""
     rates = {"optimizer": {"learning_rate": {"choice": [1.0e-6, 2.0e-6, 3.0e-6, 9.0e-6]}}}
