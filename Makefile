@@ -5,7 +5,7 @@ PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
 LAUNCH_ENV := .launch/.installed
 
-.PHONY: help setup quickstart test parity faults bench bench-trl plans sweep-study sweep-faults launch-check lint clean
+.PHONY: help setup quickstart test parity faults bench bench-trl plans sweep-study sweep-faults launch-check slurm-check lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -63,8 +63,10 @@ $(LAUNCH_ENV): tests/launch/requirements.txt
 	.launch/bin/python -m pip install --quiet --disable-pip-version-check -r tests/launch/requirements.txt
 	touch $@
 
-launch-check: $(LAUNCH_ENV)  ## what launch/ holds, by the validators of SLURM, Kubernetes, SkyPilot, shell and Docker
+launch-check: $(LAUNCH_ENV) slurm-check  ## what launch/ holds, by the validators of SLURM, Kubernetes, SkyPilot, shell and Docker
 	.launch/bin/python tests/launch/check.py
+
+slurm-check: $(ENV)  ## the SLURM part of it: a cluster of two nodes on this machine, where apt can install one
 	bash tests/launch/slurm.sh
 
 lint: $(ENV)     ## ruff, pyright, import layers
