@@ -1,6 +1,7 @@
 """Runs that go on elsewhere: SLURM jobs, managed jobs of SkyPilot."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rdro_jax.errors import EXIT_DONE, ConfigError
+from rdro_jax.errors import EXIT_DONE, EXIT_RESTART, ConfigError
 from rdro_jax.sweep import executors
 from rdro_jax.sweep.executors import Executor, Job, LocalExecutor, shared_environment
 from rdro_jax.sweep.runs import LOG_FILE, Run
@@ -20,6 +21,8 @@ from rdro_jax.sweep.spec import LoadedSweep, Local, Sky, Slurm
 JOB_FILE, CODE_FILE = "job.json", "exit_code"
 CLUSTER = "slurm"
 """submitit's name of the engine."""
+TAKEN_AWAY_SECONDS = 60.0
+"""Within which SLURM kills a job that it told to stop: KillWait, 30 s by default, and room."""
 
 
 def make_executor(loaded: LoadedSweep) -> Executor:
@@ -40,6 +43,8 @@ class SlurmExecutor:
             import submitit
         except ImportError:
             raise ConfigError("executor.name: slurm needs the package submitit: pip install submitit") from None
+        # Without accounting it would complain of sacct at every look.
+        logging.getLogger("submitit").setLevel(logging.ERROR)
         self._submitit, self._folder = submitit, folder
         if shutil.which("sbatch") is None:
             raise ConfigError("executor.name: slurm needs sbatch; start the sweep on a login node of the cluster")
@@ -81,6 +86,9 @@ class Attempt:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self._environment)
             code = self._process.wait()
         code = code if code >= 0 else 128 - code
+        if code == EXIT_RESTART:
+            # Told to stop, as the job is about to be requeued: if it ended by itself, its run would be submitted again.
+            time.sleep(TAKEN_AWAY_SECONDS)
         (self._run.folder / CODE_FILE).write_text(str(code))
         return code
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A real SLURM on this machine: are the rendered scripts accepted, do runs survive SIGTERM, a killed process and their time
-# limit with the parameters of a run that was left alone? Needs root and apt; without them it says so and passes.
+# A real SLURM on this machine, two nodes of it: are the rendered scripts accepted, does a run of both nodes train, do runs
+# survive SIGTERM, a killed rank and their time limit with the parameters of a run that was left alone, does a sweep survive
+# a preemption and the death of its coordinator? Needs root and apt; without them it says so and passes.
 # RDRO_PYTHON: an interpreter with rdro_jax (default .venv/bin/python).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -28,12 +29,12 @@ stop() {
 trap stop EXIT
 fail() {
   echo "FAILED: $*"
-  cat "$work"/*.log | tail -40
+  tail -n 20 "$work"/slurmctld.log "$work"/job-*.log "$work"/sweep.log 2>/dev/null || true
   exit 1
 }
 
 # Munge: keys and socket of our own.
-mkdir -p "$work"/{state,spool1,spool2,munge,bin}
+mkdir -p "$work"/{state,munge}
 chmod 711 "$work"
 dd if=/dev/urandom of="$work/munge/key" bs=128 count=1 status=none
 chmod 400 "$work/munge/key"
@@ -44,6 +45,7 @@ started+=($!)
 
 host=$(hostname -s)
 cores=$(nproc)
+# The name of the first node, as SLURM sorts them, must resolve: the processes of a run meet there.
 cat >"$work/slurm.conf" <<CONF
 ClusterName=loopback
 SlurmctldHost=$host(127.0.0.1)
@@ -69,19 +71,19 @@ MailProg=/bin/true
 KillWait=5
 ReturnToService=2
 GresTypes=gpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=16821 CPUs=$cores Gres=gpu:2 State=UNKNOWN
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=16822 CPUs=$cores Gres=gpu:2 State=UNKNOWN
-PartitionName=gpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+NodeName=$host NodeHostname=$host NodeAddr=127.0.0.1 Port=16821 CPUs=$cores Gres=gpu:2 State=UNKNOWN
+NodeName=$host-2 NodeHostname=$host NodeAddr=127.0.0.1 Port=16822 CPUs=$cores Gres=gpu:2 State=UNKNOWN
+PartitionName=gpu Nodes=$host,$host-2 Default=YES MaxTime=INFINITE State=UP
 CONF
 for device in 0 1; do mknod "$work/gpu$device" c 1 3; done
-for node in n1 n2; do mkdir -p "$work/spool$node"; done
+for node in "$host" "$host-2"; do mkdir -p "$work/spool$node"; done
 cat >"$work/gres.conf" <<CONF
-NodeName=n[1-2] Name=gpu File=$work/gpu[0-1]
+NodeName=$host,$host-2 Name=gpu File=$work/gpu[0-1]
 CONF
 export SLURM_CONF=$work/slurm.conf
 slurmctld -D >/dev/null 2>&1 &
 started+=($!)
-for node in n1 n2; do
+for node in "$host" "$host-2"; do
   slurmd -D -N "$node" >/dev/null 2>&1 &
   started+=($!)
 done
@@ -102,59 +104,104 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} JAX_PLATFORMS=cpu
 export JAX_COMPILATION_CACHE_DIR=$work/cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 "$python" -m benchmarks.sweep_task "$work/task" >/dev/null
 
-render() { # gpus nodes output_dir words... -> script on stdout
+# Rendered for three machines; what differs between jobs beyond that is put in by sed, as `rdro launch` takes seconds.
+long=(num_train_epochs=40 checkpoint.save_steps=40) # 480 steps of some milliseconds: a signal meets a run that goes on
+render() { # gpus nodes -> script on stdout, of a run in OUTPUT
   cat >"$work/cluster.yaml" <<CONF
 cluster: {name: slurm, partition: gpu, nodes: $2, gpus_per_node: $1, cpus_per_node: 1, hours: 1, environment: $work/env}
 CONF
-  "$python" -m rdro_jax.cli launch slurm "$work/task/run.yaml" "output_dir=$3" "${@:4}" --cluster "$work/cluster.yaml" --dry-run | sed 1d
+  "$python" -m rdro_jax.cli launch slurm "$work/task/run.yaml" output_dir=OUTPUT "${long[@]}" --cluster "$work/cluster.yaml" --dry-run | sed 1d
 }
-render 2 2 "$work/good" >"$work/good.sbatch"
+render 2 2 >"$work/good.sbatch"
+refused() { # what, a change of the good script
+  sed "$2" "$work/good.sbatch" >"$work/bad.sbatch"
+  cmp -s "$work/good.sbatch" "$work/bad.sbatch" && fail "nothing changed by $2"
+  sbatch --test-only "$work/bad.sbatch" >/dev/null 2>&1 && fail "$1 are accepted"
+  true
+}
 sbatch --test-only "$work/good.sbatch" >/dev/null 2>&1 || fail "a job that fits is refused: $(sbatch --test-only "$work/good.sbatch" 2>&1)"
-render 3 1 "$work/bad" >"$work/bad.sbatch"
-sbatch --test-only "$work/bad.sbatch" >/dev/null 2>&1 && fail "three GPUs of two are accepted"
-render 1 3 "$work/bad" >"$work/bad.sbatch"
-sbatch --test-only "$work/bad.sbatch" >/dev/null 2>&1 && fail "three nodes of two are accepted"
-sed -i 's/partition=gpu/partition=nowhere/; s/nodes=3/nodes=1/' "$work/bad.sbatch"
-sbatch --test-only "$work/bad.sbatch" >/dev/null 2>&1 && fail "an unknown partition is accepted"
-echo "sbatch accepts the script that fits and refuses three that do not"
+refused "three GPUs of two" s/gpu:2/gpu:3/
+refused "three nodes of two" s/nodes=2/nodes=3/
+refused "more cores than a node has" s/cpus-per-task=1/cpus-per-task=999/
+refused "nodes of no partition" s/partition=gpu/partition=nowhere/
+echo "sbatch accepts the script that fits and refuses four that do not"
 
 submit() { sbatch --parsable --output="$work/job-%j.log" "$1"; }
 wait_for() { # what, a command that succeeds when it is so
-  for _ in $(seq 600); do
+  for _ in $(seq 3000); do
     if "${@:2}"; then return; fi
-    sleep 0.5
+    sleep 0.1
   done
   fail "waited in vain for $1"
 }
 lines() { [ -f "$1/metrics.jsonl" ] && [ "$(wc -l <"$1/metrics.jsonl")" -ge "$2" ]; }
 finished() { [ -f "$1/result.json" ]; }
-restarted() { scontrol update "JobId=$1" StartTime=now 2>/dev/null || true; [ "$(scontrol show job "$1" | grep -oP 'Restarts=\K\d+')" -ge "$2" ]; }
-hash_of() { sha256sum "$1"/model*.safetensors | cut -d' ' -f1 | sha256sum; }
+# A requeued job would wait two minutes, and have the limit that the test has cut. At once it must not start: its nodes
+# refuse what was signed in the second of the requeue ("job credential revoked").
+restarted() { # job, times
+  local told
+  told=$(scontrol show job "$1")
+  case $told in
+    *JobState=PENDING*)
+      sleep 3
+      scontrol update "JobId=$1" StartTime=now TimeLimit=60 2>/dev/null || true
+      ;;
+  esac
+  grep -qE "JobState=(RUNNING|COMPLETED)" <<<"$told" && [ "$(grep -oP 'Restarts=\K\d+' <<<"$told")" -ge "$2" ]
+}
+same() { [ "$(cat "$work/$1"/model*.safetensors | sha256sum)" = "$(cat "$work/$2"/model*.safetensors | sha256sum)" ]; }
+requeued() { grep -q "ended with code $2; requeued" "$work/job-$1.log" || fail "no requeue after code $2"; }
+rank() { # job, rank -> process id
+  for process in $(pgrep -f "rdro_jax.cli train"); do
+    if tr '\0' '\n' <"/proc/$process/environ" 2>/dev/null | grep -cxE "SLURM_JOB_ID=$1|SLURM_PROCID=$2" | grep -qx 2; then
+      echo "$process"
+    fi
+  done
+}
 
-render 0 1 "$work/whole" >"$work/whole.sbatch"
-job=$(submit "$work/whole.sbatch")
-wait_for "the run that is left alone" finished "$work/whole"
+for nodes in 1 2; do
+  render 0 "$nodes" >"$work/rendered-$nodes"
+  for name in whole hurt; do sed "s,OUTPUT,$work/$name-$nodes," "$work/rendered-$nodes" >"$work/$name-$nodes.sbatch"; done
+  submit "$work/whole-$nodes.sbatch" >"$work/job-of-whole-$nodes"
+done
+wait_for "the run of one node that is left alone" finished "$work/whole-1"
+wait_for "the run of two nodes that is left alone" finished "$work/whole-2"
+grep -q "in 2 processes" "$work/job-$(cat "$work/job-of-whole-2").log" || fail "two nodes are not one run"
+echo "a job of two nodes trains, as one run of two processes ($SECONDS s)"
 
-render 0 1 "$work/hurt" >"$work/hurt.sbatch"
-job=$(submit "$work/hurt.sbatch")
-wait_for "its first steps" lines "$work/hurt" 3
+# The run is frozen until its limit comes: SLURM looks at limits twice a minute, and nobody wants to train that long here.
+late=$(submit "$work/hurt-1.sbatch")
+wait_for "its first steps" lines "$work/hurt-1" 3
+scancel --signal=STOP "$late.0"
+scontrol update "JobId=$late" TimeLimit=1
+(wait_for "the requeue before the time limit" restarted "$late" 1) &
+requeue=$!
+
+job=$(submit "$work/hurt-2.sbatch")
+wait_for "its first steps" lines "$work/hurt-2" 3
 scancel --signal=TERM "$job"
 wait_for "the requeue after SIGTERM" restarted "$job" 1
-wait_for "its next steps" lines "$work/hurt" 12
-scancel --signal=KILL "$job.0" 2>/dev/null || scancel --signal=KILL "$job"
-wait_for "the requeue after SIGKILL" restarted "$job" 2
-wait_for "its end" finished "$work/hurt"
-[ "$(hash_of "$work/whole")" = "$(hash_of "$work/hurt")" ] || fail "the parameters differ"
-grep -q "ended with code 42; requeued" "$work/job-$job.log" || fail "SIGTERM did not lead to code 42"
-grep -q "ended with code 137; requeued" "$work/job-$job.log" || fail "SIGKILL did not lead to code 137"
-echo "a run that was told to stop and then killed is requeued twice and ends with the same parameters"
+wait_for "its next steps" lines "$work/hurt-2" 120
+kill -KILL "$(rank "$job" 1)"
+wait_for "the requeue after SIGKILL of rank 1" restarted "$job" 2
+wait_for "its end" finished "$work/hurt-2"
+same whole-2 hurt-2 || fail "the parameters of the runs of two nodes differ"
+requeued "$job" 42
+requeued "$job" 137
+echo "told to stop, then with one rank killed, it is requeued twice and ends with the same parameters ($SECONDS s)"
 
-render 0 1 "$work/task/no" loss.alpha=data data.train="$work/task/none.jsonl" >"$work/faulty.sbatch"
+wait "$requeue" || exit 1
+wait_for "its end" finished "$work/hurt-1"
+same whole-1 hurt-1 || fail "the parameters of the runs of one node differ"
+requeued "$late" 42
+echo "a run whose time is up saves, is requeued and ends with the same parameters ($SECONDS s)"
+
+sed "s,OUTPUT,$work/faulty data.train=$work/none.jsonl," "$work/rendered-1" >"$work/faulty.sbatch"
 job=$(submit "$work/faulty.sbatch")
 wait_for "a run with a fault" bash -c "scontrol show job $job | grep -q JobState=FAILED"
 scontrol show job "$job" | grep -q "Restarts=0" || fail "code 3 was requeued"
 scontrol show job "$job" | grep -q "ExitCode=3:0" || fail "code 3 was not passed on"
-echo "a run that ends with code 3 is not requeued"
+echo "a run that ends with code 3 is not requeued ($SECONDS s)"
 
 if ! "$python" -c "import optuna, submitit" 2>/dev/null; then
   echo "notice: no optuna or submitit for $python; the sweep was not checked"
@@ -162,19 +209,30 @@ if ! "$python" -c "import optuna, submitit" 2>/dev/null; then
 fi
 cat >"$work/sweep.yaml" <<CONF
 base: $work/task/run.yaml
+set: {num_train_epochs: 40, checkpoint: {save_steps: 40}}
 output_dir: $work/sweep
 space: {optimizer: {learning_rate: {choice: [1.0e-3, 2.0e-3, 3.0e-3]}}}
 sampler: {name: grid}
 parallel: 2
 executor: {name: slurm, timeout_min: 30, options: {slurm_partition: gpu, cpus_per_task: 1}}
 CONF
+programs() { find "$work/cache" -name 'jit_train_step-*-cache' | wc -l; }
+compiled=$(programs)
 "$python" -m rdro_jax.cli sweep "$work/sweep.yaml" >"$work/sweep.log" 2>&1 &
 coordinator=$!
-wait_for "the sweep's first steps" lines "$work/sweep/trials/0000" 9
+wait_for "its first job" test -f "$work/sweep/trials/0001/job.json"
+kill -KILL "$coordinator"
+wait "$coordinator" || true
+"$python" -m rdro_jax.cli sweep "$work/sweep.yaml" >>"$work/sweep.log" 2>&1 &
+coordinator=$!
+wait_for "the sweep's first steps" lines "$work/sweep/trials/0000" 41
 job=$(grep -oP '\d+' "$work/sweep/trials/0000/job.json")
 scontrol requeue "$job" || fail "the job of trial 0 cannot be requeued"
 wait_for "the requeue of a preempted trial" restarted "$job" 1
 wait "$coordinator" || fail "the sweep ended with code $?"
 [ "$(grep -c '"state": "complete"' "$work/sweep/results.jsonl")" -eq 3 ] || fail "not three trials are complete"
 grep -q "resuming after step" "$work/sweep/trials/0000/log.txt" || fail "the preempted trial began anew"
-echo "a sweep of three trials by submitit survives a preemption"
+[ "$(programs)" -eq "$compiled" ] || fail "trials that differ in a number compiled a program of their own"
+[ "$(find "$work/sweep/reference_store" -name '*.safetensors' | wc -l)" -eq 2 ] || fail "reference log-probs of the two files were not computed once"
+[ "$(find "$work/sweep/slurm" -name '*_submitted.pkl' | wc -l)" -eq 3 ] || fail "a trial was submitted twice"
+echo "a sweep of three trials by submitit survives a preemption and the death of its coordinator ($SECONDS s)"

@@ -9,7 +9,7 @@ import pytest
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.sweep import executors
-from rdro_jax.sweep.elsewhere import JOB_FILE, SkyExecutor, _SkyJob, _written_code
+from rdro_jax.sweep.elsewhere import JOB_FILE, Attempt, SkyExecutor, _SkyJob, _written_code
 from rdro_jax.sweep.run import run
 from rdro_jax.sweep.runs import Run
 from rdro_jax.sweep.spec import Sky, load_sweep
@@ -77,6 +77,16 @@ def test_slurm_s_jobs_are_submitit_s(machine, sweep_file, monkeypatch):
     folder = run(file)
     assert states(folder) == ["complete"]
     assert json.loads((folder / "trials" / "0000" / JOB_FILE).read_text())["slurm"]
+
+
+@pytest.mark.parametrize(("code", "seconds"), [(42, 0.3), (0, 0)])
+def test_a_job_that_was_told_to_stop_waits_to_be_requeued(tmp_path, monkeypatch, code, seconds):
+    """The one that ends first would be submitted again, beside the one that SLURM requeues."""
+    waited = []
+    monkeypatch.setattr("rdro_jax.sweep.elsewhere.TAKEN_AWAY_SECONDS", 0.3)
+    monkeypatch.setattr("rdro_jax.sweep.elsewhere.time.sleep", waited.append)
+    assert Attempt(Run(0, None, tmp_path, ()), ["bash", "-c", f"exit {code}"], {})() == code
+    assert sum(waited) == seconds
 
 
 @pytest.mark.parametrize(("written", "code"), [("42\n", 42), ("3", 3), ("", 137), (None, 137)])
