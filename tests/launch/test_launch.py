@@ -182,4 +182,4 @@ def test_settings_of_a_cluster_fit_its_machine_by_the_plan(path, monkeypatch):
 
 def test_a_cluster_s_settings_come_before_the_user_s(config_file):
     files = launch("sky", str(config_file), ["seed=3"], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=True)
-    assert "model.remat=none num_microbatches=4 seed=3\n" in next(iter(files.values()))
+    assert "model.remat=full num_microbatches=1 seed=3\n" in next(iter(files.values()))
