@@ -105,7 +105,7 @@ export JAX_COMPILATION_CACHE_DIR=$work/cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TI
 "$python" -m benchmarks.sweep_task "$work/task" >/dev/null
 
 # Rendered for three machines; what differs between jobs beyond that is put in by sed, as `rdro launch` takes seconds.
-long=(num_train_epochs=40 checkpoint.save_steps=40) # 480 steps of some milliseconds: a signal meets a run that goes on
+long=(num_train_epochs=20 checkpoint.save_steps=20) # 240 steps of some milliseconds: a signal meets a run that goes on
 render() { # gpus nodes -> script on stdout, of a run in OUTPUT
   cat >"$work/cluster.yaml" <<CONF
 cluster: {name: slurm, partition: gpu, nodes: $2, gpus_per_node: $1, cpus_per_node: 1, hours: 1, environment: $work/env}
@@ -181,7 +181,7 @@ job=$(submit "$work/hurt-2.sbatch")
 wait_for "its first steps" lines "$work/hurt-2" 3
 scancel --signal=TERM "$job"
 wait_for "the requeue after SIGTERM" restarted "$job" 1
-wait_for "its next steps" lines "$work/hurt-2" 120
+wait_for "its next steps" lines "$work/hurt-2" 60
 kill -KILL "$(rank "$job" 1)"
 wait_for "the requeue after SIGKILL of rank 1" restarted "$job" 2
 wait_for "its end" finished "$work/hurt-2"
@@ -209,7 +209,7 @@ if ! "$python" -c "import optuna, submitit" 2>/dev/null; then
 fi
 cat >"$work/sweep.yaml" <<CONF
 base: $work/task/run.yaml
-set: {num_train_epochs: 40, checkpoint: {save_steps: 40}}
+set: {num_train_epochs: 20, checkpoint: {save_steps: 20}}
 output_dir: $work/sweep
 space: {optimizer: {learning_rate: {choice: [1.0e-3, 2.0e-3, 3.0e-3]}}}
 sampler: {name: grid}
@@ -225,7 +225,7 @@ kill -KILL "$coordinator"
 wait "$coordinator" || true
 "$python" -m rdro_jax.cli sweep "$work/sweep.yaml" >>"$work/sweep.log" 2>&1 &
 coordinator=$!
-wait_for "the sweep's first steps" lines "$work/sweep/trials/0000" 41
+wait_for "the sweep's first steps" lines "$work/sweep/trials/0000" 21
 job=$(grep -oP '\d+' "$work/sweep/trials/0000/job.json")
 scontrol requeue "$job" || fail "the job of trial 0 cannot be requeued"
 wait_for "the requeue of a preempted trial" restarted "$job" 1
