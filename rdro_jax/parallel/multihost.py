@@ -52,12 +52,15 @@ def _die(kind: type[BaseException], error: BaseException, trace: Any) -> None:
 
 
 def leave(code: int, *, agreed: bool = False) -> int:
-    """The exit code; of several processes, one ends at once unless all have `agreed` to end.
+    """The exit code; of several processes, one ends at once unless all have `agreed` to end: those leave together.
 
     Python's ordinary end would wait for the others, who wait for this process in their next step. Those that meet the
     same fault end together, the first one last: JAX aborts whoever sees it go.
     """
-    if not agreed and jax.distributed.is_initialized():
+    if agreed and jax.distributed.is_initialized():
+        with suppress(jax.errors.JaxRuntimeError):  # one of them died on its way out: nothing is lost by that any more
+            jax.distributed.shutdown()
+    elif jax.distributed.is_initialized():
         assert global_state.client is not None, "there is one where JAX is initialised"
         with suppress(jax.errors.JaxRuntimeError):
             global_state.client.wait_at_barrier("rdro/leave", int(LEAVE_SECONDS * 1000))
