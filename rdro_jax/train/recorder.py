@@ -35,7 +35,8 @@ class Recorder:
     ):
         self._config, self._loss, self._loader, self._num_steps, self._speed = config, loss, loader, num_steps, speed
         self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-        self._schedule = make_schedule(config.optimizer, num_steps)
+        # All at once: a rate asked for on the way would wait on the device, behind the step that is under way.
+        self._rates = np.asarray(jax.jit(jax.vmap(make_schedule(config.optimizer, num_steps)))(np.arange(num_steps)))
         files = (METRICS_FILE, EVALUATIONS_FILE) if is_first() else ()
         self._writers = {name: MetricsWriter(run.path / name, resume_step=run.resume_step) for name in files}
         told = Told(run.path, flatten(config.model_dump(mode="json")), run.resume_step)
@@ -62,7 +63,7 @@ class Recorder:
         self._window.add(metrics)
         if due(number, self._config.logging_steps) or number == self._num_steps:
             now = time.monotonic()
-            rate = float(np.asarray(self._schedule(number - 1)))
+            rate = float(self._rates[number - 1])
             line = {"epoch": round(self._loader.epoch(number), 4), "learning_rate": rate, **self._window.means()}
             rates = self._window.rates(now - self._since, waited - self._waited)
             rates |= self._speed.figures(now - self._since, rates.get("throughput/tokens_per_s"))
