@@ -32,7 +32,7 @@ parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an envi
 	.parity/bin/python -m pytest tests/parity
 
 faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what becomes of them; one: FAULT=F2
-	.venv/bin/python -m pytest tests/faults -m faults $(if $(FAULT),-k $(FAULT)_)
+	.venv/bin/python -m pytest tests/faults -m faults -n 2 --dist worksteal $(if $(FAULT),-k $(FAULT)_)
 
 bench: $(ENV)    ## measure head, packing, step, depth and a save on this machine: a table, and runs/bench.json
 	.venv/bin/python -m benchmarks

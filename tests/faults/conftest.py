@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 from faults.driver import Home, make_home, train
 
-FIGURES: dict[str, str] = {}
-
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
@@ -25,18 +23,23 @@ def whole(home):
 
 
 @pytest.fixture
-def measured(request):
+def measured(record_property):
     """Says what was measured, for the table at the end."""
-    name = request.node.name.removeprefix("test_").partition("_")[0]
-    return lambda text: FIGURES.setdefault(f"{name} {len(FIGURES)}", text)
+    return lambda text: record_property("measured", text)
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not FIGURES:
+    figures = [
+        (report.nodeid.partition("::test_")[2].partition("_")[0], text)
+        for report in terminalreporter.stats.get("passed", ())
+        for name, text in report.user_properties
+        if name == "measured"
+    ]
+    if not figures:
         return
     terminalreporter.section("measured")
-    for name, text in FIGURES.items():
-        terminalreporter.line(f"{name.split()[0]:<4} {text}")
+    for name, text in sorted(figures, key=lambda figure: (len(figure[0]), figure)):
+        terminalreporter.line(f"{name:<4} {text}")
     file = Path("runs/faults.json")
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(list(FIGURES.items()), indent=2))
+    file.write_text(json.dumps(sorted(figures), indent=2))

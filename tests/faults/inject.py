@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -105,8 +106,8 @@ def clock_goes_back():
     time.time = earlier
 
 
-def watched(file: Path, every=50):
-    """Write memory, open files and compilations at every so many steps."""
+def watched(file: Path, every, stop=None):
+    """Write memory, open files and compilations at every so many steps; ask for an end at the step `stop`."""
     import jax
 
     from rdro_jax.train.recorder import Recorder
@@ -121,9 +122,13 @@ def watched(file: Path, every=50):
     def hold_and_look(self, number, *told):
         hold(self, number, *told)
         if number % every == 0 or number == 1:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            look = {"step": number, "rss": pages * resource.getpagesize(), "files": len(os.listdir("/proc/self/fd"))}
+            # without the pages of files: the system drops and reads those as it likes
+            kilobytes = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+            look = {"step": number, "megabytes": int(kilobytes) / 1e3, "files": len(os.listdir("/proc/self/fd"))}
             with file.open("a") as out:
                 out.write(json.dumps(look | {"compiled": compiled[0]}) + "\n")
+
+        if number == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     Recorder.hold = hold_and_look
