@@ -20,6 +20,8 @@ from rdro_jax.train.state import state_items
 
 BAR = 0.05
 """Share of the steps' time that saving may cost."""
+SAVE_STEPS = 100
+"""Steps between saves in the recipes; by itself a run saves at its end only."""
 
 
 def bench_checkpoint(size: Size) -> dict[str, float]:
@@ -49,4 +51,5 @@ def bench_checkpoint(size: Size) -> dict[str, float]:
         "save_cpu_seconds": costs["save"].cpu_seconds,
         "hashes_cpu_seconds": costs["hashes"].cpu_seconds,
         "steps_between_saves_for_5_percent": costs["save"].cpu_seconds / (BAR * costs["step"].cpu_seconds),
+        "percent_of_steps_at_every_100": 100 * costs["save"].cpu_seconds / (SAVE_STEPS * costs["step"].cpu_seconds),
     }
