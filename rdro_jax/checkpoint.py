@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from pydantic import Field, PositiveInt
 
 from rdro_jax.errors import CheckpointError, StorageError
-from rdro_jax.parallel import path_name
+from rdro_jax.parallel import is_first, path_name
 
 HASH_BLOCK = 1 << 24
 """Bytes read at once for a hash."""
@@ -44,18 +45,22 @@ class CheckpointConfig:
     checkpoints of steps with an evaluation compete."""
     greater_is_better: bool = False
     """Whether more of that metric is better."""
+    mirror: str | None = None
+    """URL of a folder in an object store (gs://, s3://, any scheme of fsspec whose package is installed) that gets a
+    copy of every checkpoint and of the metrics; a run folder without them goes on from there. Null keeps no copy."""
 
 
 class CheckpointWriter:
     """Saves in the background, one checkpoint at a time; a failed save raises at the next call, never later."""
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig):
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, config: CheckpointConfig, copy: Callable[[int], None] | None = None):
+        """`copy` is given the step of each checkpoint that is complete, in the background, on the first process."""
+        self._run_dir, self._copy = run_dir, copy
         self._config = config
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         logging.getLogger("absl").addFilter(_is_news)
-        if jax.process_index() == 0:
+        if is_first():
             for unfinished in run_dir.glob("checkpoint-*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -65,22 +70,24 @@ class CheckpointWriter:
         Raises: see `wait`.
         """
         self.wait()
-        if jax.process_index() == 0:
+        if is_first():
             _remove(self._run_dir, step)  # a damaged one that was passed over
         path = str(checkpoint_path(self._run_dir, step))
         written = ocp.save_checkpointables_async(path, items, custom_metadata=meta)
         self._pending = self._thread.submit(self._finish, step, written, metric)
 
     def _finish(self, step: int, written: ocp.AsyncResponse, metric: float | None) -> None:
-        """Wait for orbax, write the manifest, drop what is beyond the limit."""
+        """Wait for orbax, write the manifest, drop what is beyond the limit, copy what was made."""
         written.result()
-        if jax.process_index() != 0:
+        if not is_first():
             return
         write_manifest(self._run_dir, step, metric)
         best = best_step(self._run_dir, self._config.greater_is_better)
         for old in list_steps(self._run_dir)[: -self._config.save_total_limit]:
             if old != best:
                 _remove(self._run_dir, old)
+        if self._copy is not None:
+            self._copy(step)
 
     def wait(self) -> None:
         """Wait for the save under way. Raises `StorageError` if it failed."""
@@ -117,8 +124,14 @@ def manifest_path(run_dir: Path, step: int) -> Path:
 
 def list_steps(run_dir: Path) -> list[int]:
     """Steps whose checkpoint is complete, oldest first: one that was being written has no manifest yet."""
-    found = (re.fullmatch(r"checkpoint-(\d+)\.manifest\.json", path.name) for path in run_dir.glob("checkpoint-*"))
-    return sorted(int(match[1]) for match in found if match)
+    found = (manifest_step(path.name) for path in run_dir.glob("checkpoint-*"))
+    return sorted(step for step in found if step is not None)
+
+
+def manifest_step(name: str) -> int | None:
+    """The step whose manifest has this file name; None for other files."""
+    match = re.fullmatch(r"checkpoint-(\d+)\.manifest\.json", name)
+    return int(match[1]) if match else None
 
 
 def best_step(run_dir: Path, greater_is_better: bool = False) -> int | None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from rdro_jax.batch import Batch
 from rdro_jax.checkpoint import CheckpointWriter, list_steps, load_items
 from rdro_jax.config import Config, check_inputs, pin_models
 from rdro_jax.data import Loader
@@ -23,6 +24,7 @@ from rdro_jax.train.alpha import resolve_loss
 from rdro_jax.train.compiling import compile_step, keep_programs
 from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import (
+    Evaluation,
     check_reference_logps,
     evaluate,
     make_heldout_set,
@@ -31,6 +33,7 @@ from rdro_jax.train.dataset import (
 )
 from rdro_jax.train.exports import export_end, export_step
 from rdro_jax.train.feed import Feed
+from rdro_jax.train.mirror import push
 from rdro_jax.train.policy import Policy, make_run_policy
 from rdro_jax.train.preflight import check_space, check_versions, layout
 from rdro_jax.train.program import abstract_state
@@ -128,13 +131,19 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     _introduce(config, run, loader, loss, num_steps)
 
     step = compile_step(config, policy, loss, num_steps, state, loader)
-    judge = lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout)  # noqa: E731
     speed = Speed(config, policy)
     recorder = Recorder(config, run, loss, loader, num_steps, state.params, speed)
-    publish = partial(export_step, config, policy, run)
     batches = (batch for batch, _ in islice(loader, num_steps - run.resume_step))
-    feed = Feed(batches, rows_sharding(policy.mesh))
-    state = _run_steps(config, run, step, judge, publish, state, recorder, speed, feed, num_steps, deadline)
+    work = _Work(
+        num_steps=num_steps,
+        feed=Feed(batches, rows_sharding(policy.mesh)),
+        step=step,
+        judge=lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout),
+        publish=partial(export_step, config, policy, run),
+        recorder=recorder,
+        speed=speed,
+    )
+    state = _run_steps(config, run, work, state, deadline)
     export_end(config, policy, run, num_steps, state, recorder.latest)
     write_result(run, recorder.latest)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
@@ -165,26 +174,41 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
     )
 
 
-def _run_steps(config, run, step, judge, publish, state, recorder, speed, feed, num_steps, deadline) -> TrainState:
+class _Work(NamedTuple):
+    """What the loop of a run does."""
+
+    num_steps: int
+    feed: Feed
+    step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
+    judge: Callable[[TrainState], Evaluation | None]
+    """The held-out rows under a state."""
+    publish: Callable[[int, TrainState, dict[str, Any]], None]
+    """Exports the policy on the way: its step, the state, the newest metrics."""
+    recorder: Recorder
+    speed: Speed
+
+
+def _run_steps(config: Config, run: RunFolder, work: _Work, state: TrainState, deadline: float | None) -> TrainState:
     """The steps that are left. A step's metrics are fetched after the next step is under way, its batch on the device.
 
     Raises `RestartWanted` when a signal or the deadline asks for a stop, after the state is saved.
     """
-    saver, watch = CheckpointWriter(run.path, config.checkpoint), _make_watchdog(config, run)
+    recorder, phase = work.recorder, work.speed.phase
+    saver, watch = _make_writer(config, run), _make_watchdog(config, run)
     with (
         closing(recorder),
-        progress("training", num_steps, run.resume_step) as show,
+        progress("training", work.num_steps, run.resume_step) as show,
         stop_requests(deadline) as stop_reason,
         _last_good_state(run, saver),
         tracing(config, run.path) as trace,
         watch.watching(),
     ):
-        for number, batch in enumerate(feed, run.resume_step + 1):
+        for number, batch in enumerate(work.feed, run.resume_step + 1):
             trace(number, state)
-            state, metrics = step(state, batch)
+            state, metrics = work.step(state, batch)
             recorder.fetch(show)
-            recorder.hold(number, metrics, feed.waited)
-            last = number == num_steps
+            recorder.hold(number, metrics, work.feed.waited)
+            last = number == work.num_steps
             stop = None if last else stop_reason(number)
             evaluating = last or due(number, config.eval_steps)
             saving = last or stop or due(number, config.checkpoint.save_steps)
@@ -193,14 +217,14 @@ def _run_steps(config, run, step, judge, publish, state, recorder, speed, feed, 
                 recorder.fetch(show)
                 watch.rest()
             if evaluating:
-                with speed.phase("eval"):
-                    recorder.evaluated(number, judge(state))
+                with phase("eval"):
+                    recorder.evaluated(number, work.judge(state))
             if exporting:
-                with speed.phase("save"):
-                    publish(number, state, recorder.latest)
+                with phase("save"):
+                    work.publish(number, state, recorder.latest)
             if saving:
                 meta = {"config": identity(config), "window": recorder.window()}
-                with speed.phase("save"):
+                with phase("save"):
                     saver.save(number, state_items(state), meta, _best_metric(config, recorder) if evaluating else None)
             if stop:
                 saver.wait()
@@ -209,6 +233,11 @@ def _run_steps(config, run, step, judge, publish, state, recorder, speed, feed, 
         watch.rest()
         saver.wait()
     return state
+
+
+def _make_writer(config: Config, run: RunFolder) -> CheckpointWriter:
+    mirror = config.checkpoint.mirror
+    return CheckpointWriter(run.path, config.checkpoint, partial(push, run.path, mirror) if mirror else None)
 
 
 def _best_metric(config: Config, recorder: Recorder) -> float | None:

@@ -31,6 +31,7 @@ from rdro_jax.run_files import (
     RESULT_FILE,
 )
 from rdro_jax.train.console import say
+from rdro_jax.train.mirror import pull
 
 MAY_CHANGE = (
     *(
@@ -78,8 +79,9 @@ def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None]:
     path = make_folder(config)
     try:
         (path / ENVIRONMENT_FILE).write_text(json.dumps(environment(), indent=2))
+        elsewhere = pull(path, config.checkpoint.mirror) if config.checkpoint.mirror else []
         step, faults = sound_steps(path)
-        for fault in faults:
+        for fault in (*elsewhere, *faults):
             say(f"warning: {fault}; going back to an older checkpoint")
         meta = None if step is None else load_meta(path, step)
         if meta is not None:

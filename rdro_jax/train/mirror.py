@@ -1,0 +1,93 @@
+"""A copy of a run's checkpoints in an object store, from which a machine that has none of them goes on."""
+
+from pathlib import Path
+from posixpath import basename
+from urllib.parse import urlsplit
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from rdro_jax.checkpoint import checkpoint_path, find_fault, list_steps, manifest_path, manifest_step
+from rdro_jax.errors import CheckpointError, ConfigError, StorageError
+from rdro_jax.run_files import EVALUATIONS_FILE, METRICS_FILE
+
+
+def push(run_dir: Path, url: str, step: int) -> None:
+    """Copy the checkpoint of a step and the metrics to `url`; drop there the checkpoints that are no longer here.
+
+    The manifest goes last: a checkpoint without it does not count there either. Raises: StorageError.
+    """
+    store, folder = _open(url)
+    try:
+        _remove(store, folder, step)
+        store.put(f"{checkpoint_path(run_dir, step)}/", f"{folder}/checkpoint-{step}/", recursive=True)
+        metrics = [run_dir / name for name in (METRICS_FILE, EVALUATIONS_FILE) if (run_dir / name).exists()]
+        for file in (*metrics, manifest_path(run_dir, step)):
+            store.put(str(file), f"{folder}/{file.name}")
+        for old in {*_steps(store, folder)} - {*list_steps(run_dir)}:
+            _remove(store, folder, old)
+    except Exception as error:  # every store has exceptions of its own
+        raise StorageError(f"checkpoint.mirror: {url}: checkpoint-{step} not copied ({_brief(error)})") from error
+
+
+def pull(run_dir: Path, url: str) -> list[str]:
+    """Bring checkpoints and metrics here where `url` has newer ones; the faults of those not as they were written.
+
+    Raises: CheckpointError where none of them is sound, ConfigError where the store cannot be used, StorageError where
+    it cannot be reached.
+    """
+    store, folder = _open(url)
+    faults = []
+    try:
+        there, here = _steps(store, folder), list_steps(run_dir)
+        if max(there, default=0) <= max(here, default=0):
+            return []
+        for step in {*there} - {*here}:
+            place, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
+            store.get(f"{folder}/{place.name}/", f"{place}/", recursive=True)
+            store.get(f"{folder}/{manifest.name}", str(manifest))
+            if fault := find_fault(run_dir, step):
+                manifest.unlink()
+                faults.append(f"{url}: {fault}")
+        for name in (METRICS_FILE, EVALUATIONS_FILE):
+            if store.exists(f"{folder}/{name}"):
+                store.get(f"{folder}/{name}", str(run_dir / name))
+    except Exception as error:
+        raise StorageError(f"checkpoint.mirror: {url}: cannot be read ({_brief(error)})") from error
+    if not list_steps(run_dir):
+        raise CheckpointError(
+            f"{faults[0]}: no checkpoint can be restored; name another checkpoint.mirror to start anew"
+        )
+    return faults
+
+
+def _open(url: str) -> tuple[AbstractFileSystem, str]:
+    """The store of a URL and the folder in it. Raises: ConfigError."""
+    if "@" in urlsplit(url).netloc:  # the config is written into the run folder
+        raise ConfigError("checkpoint.mirror: got a URL with a user or password; wanted them in the environment")
+    try:
+        store, folder = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"checkpoint.mirror: got '{url}': {_brief(error)}") from error
+    store.invalidate_cache()
+    return store, folder.rstrip("/")
+
+
+def _steps(store: AbstractFileSystem, folder: str) -> list[int]:
+    """Steps whose checkpoint is complete there."""
+    try:
+        names = store.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    return [step for name in names if (step := manifest_step(basename(name))) is not None]
+
+
+def _remove(store: AbstractFileSystem, folder: str, step: int) -> None:
+    """Remove a checkpoint, its manifest first."""
+    for name in (f"{folder}/checkpoint-{step}.manifest.json", f"{folder}/checkpoint-{step}"):
+        if store.exists(name):
+            store.rm(name, recursive=True)
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
