@@ -346,6 +346,7 @@ DAMAGE = {
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
     "list config": (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
     "duplicate key": (lambda folder: (folder / "config.json").write_text('{"a": 1, "a": 2}'), "duplicate key 'a'"),
+    "huge config": (lambda folder: os.truncate(folder / "config.json", 100_000_001), "has at most 100000000"),
     "binary config": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json: not valid JSON"),
 }  # fmt: skip
 
