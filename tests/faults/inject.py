@@ -42,6 +42,19 @@ def stuck_in_python(step, process=0):
     at_step(step, lambda: os.environ.get("JAX_PROCESS_ID", "0") == str(process) and threading.Event().wait())
 
 
+def late_to_leave(process, seconds=3):
+    """A process comes to its end later than the others."""
+    from rdro_jax import parallel
+
+    leave = parallel.leave
+
+    def leave_late(code, **how):
+        time.sleep(seconds if os.environ["JAX_PROCESS_ID"] == str(process) else 0)
+        return leave(code, **how)
+
+    parallel.leave = leave_late
+
+
 def stuck_data(step):
     """The data of a step never come."""
     from rdro_jax.data import Loader

@@ -3,8 +3,10 @@
 import shutil
 import signal
 import time
+from functools import partial
 
 import pytest
+from faults import inject
 from faults.driver import Home, assert_same_run, same, state, train, until
 
 from rdro_jax.checkpoint import list_steps
@@ -34,10 +36,10 @@ def alone(home):
 
 @pytest.fixture(scope="module")
 def together(home):
-    """Two processes with one device each; they score the reference themselves."""
+    """Two processes with one device each: they score the reference themselves, and the first waits at the end."""
     shutil.rmtree(home / "store", ignore_errors=True)
     run = Home(home, home / "together")
-    started = train(run, processes=2)
+    started = train(run, processes=2, inject=partial(inject.late_to_leave, 1))
     assert started.wait() == [0, 0], started.told()
     return run, started
 
