@@ -20,7 +20,7 @@ from tiny import write_folder
 from rdro_jax.checkpoint import checkpoint_path, list_steps
 from rdro_jax.run_files import read_metrics
 
-# Read by the C library as the forking process starts: the heaps of single threads fill up at moments of their own, by as
+# Read by the C library as the forking process starts: heaps of single threads fill up at moments of their own, by as
 # much as a soak may grow.
 os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 PROCESSES = multiprocessing.get_context("forkserver")
