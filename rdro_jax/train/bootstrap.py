@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt64
 
 RESAMPLES, BLOCK = 1000, 50
 """Resamples, and how many of them are held at a time."""
@@ -16,6 +16,12 @@ def draw_prompts(count: int, *, seed: int = 0) -> Iterator[Int[np.ndarray, "bloc
     for _ in range(RESAMPLES // BLOCK):
         drawn = random.integers(count, size=(BLOCK, count)) + count * np.arange(BLOCK)[:, None]
         yield np.bincount(drawn.ravel(), minlength=BLOCK * count).reshape(BLOCK, count)
+
+
+def drawn_together(prompts: UInt64[np.ndarray, "examples"] | None, count: int) -> Int[np.ndarray, "examples"]:
+    """Which draw each of `count` examples goes with: its prompt's, or its own where fewer than two prompts are told."""
+    members, group = np.unique(np.arange(count) if prompts is None else prompts, return_inverse=True)
+    return group if len(members) > 1 else np.arange(count)
 
 
 def interval(values: Float[np.ndarray, "resamples"], level: float = LEVEL) -> tuple[float, float]:

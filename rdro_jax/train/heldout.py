@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, UInt64
 from scipy.stats import rankdata
 
 from rdro_jax.losses import LossBase, LossInputs, diagnostics
-from rdro_jax.train.bootstrap import draw_prompts, interval, resampled_auc
+from rdro_jax.train.bootstrap import draw_prompts, drawn_together, interval, resampled_auc
 from rdro_jax.train.metrics import CLASSES, QUANTILES
 
 HISTOGRAM_BINS = 40
@@ -66,19 +66,15 @@ def heldout_metrics(
 
 
 def heldout_intervals(
-    loss: LossBase,
-    x: LossInputs,
-    *,
-    mismatched: LossInputs | None = None,
-    running: Any = None,
-    prompts: UInt64[np.ndarray, "examples"] | None = None,
+    loss: LossBase, x: LossInputs, *, prompts: UInt64[np.ndarray, "examples"] | None = None
 ) -> dict[str, tuple[float | None, float | None]]:
     """95 % bootstrap intervals, by prompt, of those of `heldout_metrics` that are means or made of means, and of AUC.
 
-    Prompts are drawn with replacement, completions of one stay together; without `prompts` every example is its own.
+    Prompts are drawn with replacement, completions of one stay together; without `prompts`, or where all examples are
+    of one, every example is its own.
     """
     with _float64():
-        judged = _judge(loss, x, mismatched, running, prompts)
+        judged = _judge(loss, x, None, None, prompts)
         intervals = _resampled(loss, judged, None)
         if loss.needs_reference:
             intervals |= _ranking_intervals(judged)
@@ -102,9 +98,9 @@ def _judge(loss: LossBase, x: LossInputs, mismatched: LossInputs | None, running
 
 def _resampled(loss: LossBase, judged: Judged, names: tuple[str, ...] | None) -> dict[str, tuple[float, float]]:
     """Intervals of the figures `names`; None is all of them."""
-    members, group = np.unique(_groups(judged), return_inverse=True)
+    group = drawn_together(judged.prompts, len(judged.values))
     plain = judged._replace(prompts=None)
-    blocks = [_resample(plain, group, times, loss=loss, names=names) for times in draw_prompts(len(members))]
+    blocks = [_resample(plain, group, times, loss=loss, names=names) for times in draw_prompts(1 + group.max())]
     return {name: interval(np.concatenate([block[name] for block in blocks])) for name in blocks[0]}
 
 
@@ -117,10 +113,6 @@ def _resample(judged: Judged, group: Any, times: Any, *, loss: LossBase, names: 
         return {name: told[name] for name in names or told}
 
     return jax.vmap(once)(times)
-
-
-def _groups(judged: Judged) -> UInt64[np.ndarray, "examples"]:
-    return np.arange(len(judged.values), dtype=np.uint64) if judged.prompts is None else judged.prompts
 
 
 def heldout_pictures(loss: LossBase, x: LossInputs) -> dict[str, Any]:
@@ -217,37 +209,38 @@ def _ratio_figures(x: LossInputs, alpha: float) -> dict[str, Any]:
     }
 
 
-def _scores(judged: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scores(judged: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Log-ratios, labels and prompts of the examples present."""
     present = np.asarray(judged.x.weight) > 0
     scores = np.asarray(judged.x.policy_logps - judged.x.reference_logps)[present]
-    return scores, np.asarray(judged.x.desirable)[present], _groups(judged)[present]
+    return scores, np.asarray(judged.x.desirable)[present], None if judged.prompts is None else judged.prompts[present]
 
 
 def _ranking(judged: Judged, paired: bool) -> dict[str, Any]:
     scores, desirable, prompts = _scores(judged)
     metrics: dict[str, Any] = {"rewards/auc": auc(scores, desirable)}
-    if judged.prompts is not None:
+    if prompts is not None:
         metrics["rewards/auc_within_prompt"] = auc_within(scores, desirable, prompts)
-    if paired:
-        metrics["rewards/accuracies"] = pair_accuracy(scores, desirable, prompts)
+        if paired:
+            metrics["rewards/accuracies"] = pair_accuracy(scores, desirable, prompts)
     return metrics
 
 
 def _ranking_intervals(judged: Judged) -> dict[str, tuple[float, float]]:
     scores, desirable, prompts = _scores(judged)
-    members, group = np.unique(prompts, return_inverse=True)
-    whole, within = [], []
+    group = drawn_together(prompts, len(scores))
+    draws = list(draw_prompts(1 + group.max()))
+    whole = interval(np.concatenate([resampled_auc(scores, desirable, times[:, group]) for times in draws]))
+    if prompts is None:
+        return {"rewards/auc": whole}
     won, pairs = within_prompts(scores, desirable, prompts)
-    for times in draw_prompts(len(members)):
-        whole.append(resampled_auc(scores, desirable, times[:, group]))
-        # A prompt drawn twice is two prompts: no pair has a member in each.
-        count = times @ pairs
-        within.append(np.divide(times @ won, count, out=np.full(len(times), np.nan), where=count > 0))
-    intervals = {"rewards/auc": interval(np.concatenate(whole))}
-    return intervals | (
-        {} if judged.prompts is None else {"rewards/auc_within_prompt": interval(np.concatenate(within))}
-    )
+    if len(pairs) == 1:
+        return {"rewards/auc": whole, "rewards/auc_within_prompt": whole}
+    # A prompt drawn twice is two prompts: no pair has a member in each.
+    times = np.concatenate(draws)
+    count = times @ pairs
+    within = np.divide(times @ won, count, out=np.full(len(times), np.nan), where=count > 0)
+    return {"rewards/auc": whole, "rewards/auc_within_prompt": interval(within)}
 
 
 def auc(scores: Float[np.ndarray, "examples"], desirable: Bool[np.ndarray, "examples"]) -> float | None:

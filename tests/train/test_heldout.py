@@ -153,6 +153,16 @@ def test_intervals_are_quantiles_over_resampled_prompts():
     assert (times.sum(1) == len(names)).all()
 
 
+def test_rows_of_one_prompt_are_resampled_by_themselves():
+    """Drawn by prompt there would be one resample only, and intervals of no width."""
+    x, _ = held_out()
+    of = lambda prompts: heldout_intervals(RDRO(alpha=0.39), x, prompts=prompts)  # noqa: E731
+    alone, shared = of(None), of(np.zeros(50, np.uint64))
+    assert shared["rewards/auc_within_prompt"] == shared["rewards/auc"]
+    assert alone == {name: ends for name, ends in shared.items() if name != "rewards/auc_within_prompt"}
+    assert all(low < high for name, (low, high) in alone.items() if not name.startswith("counts"))
+
+
 def auc_by_pairs(s, liked, groups):
     won = (s[:, None] > s) + 0.5 * (s[:, None] == s)
     pairs = liked[:, None] & ~liked & (groups[:, None] == groups)
