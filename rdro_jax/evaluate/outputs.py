@@ -97,7 +97,7 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read ({error})") from error
     whole = text.lstrip().startswith("[")
-    rows = [(1, text)] if whole else [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    rows = [(1, text)] if whole else [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     for number, row in rows:
         try:
             value = json.loads(row)

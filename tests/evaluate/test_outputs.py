@@ -33,6 +33,8 @@ def test_alpaca_rows_are_in_order_and_keep_their_data_set(asked, tmp_path):
     path = outputs.write_rows(tmp_path / "deep" / "out.json", rows)
     assert json.loads(path.read_text()) == rows
     assert list(outputs.read_objects(path)) == rows
+    path = outputs.write_rows(tmp_path / "lines.jsonl", [{"output": "one\u2028line\x85of text"}])
+    assert list(outputs.read_objects(path)) == [{"output": "one\u2028line\x85of text"}]
 
 
 def test_the_second_turn_sees_the_first_answer_at_the_category_s_temperature(asked, tmp_path):
