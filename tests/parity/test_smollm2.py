@@ -1,8 +1,5 @@
 """A real pretrained model against transformers: SmolLM2-135M-Instruct as the quickstart makes it."""
 
-import os
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -42,33 +39,22 @@ NEW_TOKENS = 64
 
 
 @pytest.fixture(scope="module")
-def folder():
-    """The folder RDRO_SMOLLM2 names, else the quickstart's, downloaded on first use."""
-    named = os.environ.get("RDRO_SMOLLM2")
-    if named:
-        return Path(named)
-    from rdro_jax.quickstart import fetch_model  # here, so that a named folder needs no quickstart
-
-    return fetch_model()
+def theirs(smollm2):
+    return transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
-def theirs(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def ours(smollm2):
+    return load_model(smollm2)
 
 
 @pytest.fixture(scope="module")
-def ours(folder):
-    return load_model(folder)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder):
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+def prompts(smollm2):
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(smollm2 / "tokenizer.json"))
     return [tokenizer.encode(prompt) for prompt in PROMPTS]
 
 
-def test_logits(ours, folder, prompts):
+def test_logits(ours, smollm2, prompts):
     """Within 1e-4 of transformers in float64 at every position but a sequence's first: measured 9e-5, torch's own
     float32 9e-5.
 
@@ -78,7 +64,7 @@ def test_logits(ours, folder, prompts):
     1.5e-4 in torch, and rounding the stream itself to float32 4e-5.
     """
     params, config = ours
-    exact = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    exact = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float64).eval()
     longest = max(map(len, prompts))
     padded = np.array([tokens + [0] * (longest - len(tokens)) for tokens in prompts])
     got = jax.jit(lambda params, tokens: logits(params, config, forward(params, config, tokens)))(params, padded)
@@ -140,12 +126,12 @@ def test_log_probs_of_samples(ours, theirs, prompts):
         np.testing.assert_allclose(logps, their_logps(theirs, prompt, tokens), atol=1e-4, rtol=0)
 
 
-def test_load_and_save_bit_for_bit(ours, folder, tmp_path):
-    save_model(*ours, tmp_path / "again", base=folder)
+def test_load_and_save_bit_for_bit(ours, smollm2, tmp_path):
+    save_model(*ours, tmp_path / "again", base=smollm2)
     names = {file.name for file in (tmp_path / "again").iterdir()}
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
     before, after = (
-        transformers.AutoModelForCausalLM.from_pretrained(where).state_dict() for where in (folder, tmp_path / "again")
+        transformers.AutoModelForCausalLM.from_pretrained(where).state_dict() for where in (smollm2, tmp_path / "again")
     )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,17 @@
+"""The real pretrained model that several comparisons share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct: the folder RDRO_SMOLLM2 names, else the quickstart's, downloaded on first use."""
+    named = os.environ.get("RDRO_SMOLLM2")
+    if named:
+        return Path(named)
+    from rdro_jax.quickstart import fetch_model  # here, so that a named folder needs no quickstart
+
+    return fetch_model()
