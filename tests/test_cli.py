@@ -213,7 +213,19 @@ def test_eval_prints_json(run, room):
     calls = room("rdro_jax.evaluate", "evaluate", {"auc": 0.75})
     code, out, _ = run("eval", "runs/a", "--reference", "base", "--data", "rows.jsonl")
     assert (code, json.loads(out)) == (0, {"auc": 0.75})
-    assert calls == [(("runs/a",), {"reference": "base", "data": "rows.jsonl", "max_length": 1024, "alpha": None})]
+    assert calls == [
+        (
+            ("runs/a",),
+            {
+                "reference": "base",
+                "data": "rows.jsonl",
+                "max_length": 1024,
+                "alpha": None,
+                "completions": 0,
+                "max_new_tokens": 256,
+            },
+        )
+    ]
 
 
 def test_export_and_import_say_what_they_wrote(run, room):

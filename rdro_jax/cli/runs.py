@@ -60,6 +60,10 @@ def add_eval(commands: Any) -> None:
         help="write 50 rows by token; as RUN/samples.jsonl `rdro report` shows them",
     )
     parser.add_argument("--alpha", metavar="A", type=share, help="share of desirable rows (default: that of the data)")
+    parser.add_argument(
+        "--completions", metavar="N", type=positive, default=0, help="KL on N completions per prompt by the policy too"
+    )
+    parser.add_argument("--max-new-tokens", metavar="N", type=positive, default=256, help="of these (default 256)")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -68,13 +72,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     initialize()
     from rdro_jax.evaluate import evaluate
 
-    metrics = evaluate(
-        arguments.model,
-        reference=arguments.reference,
-        data=arguments.data,
-        max_length=arguments.max_length,
-        alpha=arguments.alpha,
-    )
+    names = ("reference", "data", "max_length", "alpha", "completions", "max_new_tokens")
+    metrics = evaluate(arguments.model, **{name: getattr(arguments, name) for name in names})
     if is_first():
         print(json.dumps(metrics, indent=2))
     if arguments.samples is not None:

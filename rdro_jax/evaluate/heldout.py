@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rdro_jax.data import DataConfig, Examples, check_words, load_examples, load_tokenizer
+from rdro_jax.evaluate.onpolicy import on_policy
 from rdro_jax.losses import RDRO
 from rdro_jax.models import load_config, load_model
 from rdro_jax.parallel import MeshConfig, make_mesh, rows_sharding
@@ -25,11 +26,14 @@ def evaluate(
     max_length: int = 1024,
     slots: int = 16,
     alpha: float | None = None,
+    completions: int = 0,
+    max_new_tokens: int = 256,
 ) -> dict[str, Any]:
     """Held-out metrics of a policy (`train.heldout.heldout_metrics`), their intervals by prompt, histogram and curve.
 
     `model` and `reference` are Hugging Face folders (a finished run is one); `data` is a JSONL file of labelled rows;
-    `alpha` is the share of desirable rows the ratio is measured against, by default that of `data`.
+    `alpha` is the share of desirable rows the ratio is measured against, by default that of `data`. With `completions`
+    the policy writes so many of at most `max_new_tokens` tokens to each prompt: `onpolicy.kl_figures`.
     Policy and reference are loaded one after the other, so that one model's memory is enough.
     """
     config = DataConfig(train=str(data), max_length=max_length, slots=slots)
@@ -42,7 +46,13 @@ def evaluate(
     scored = HeldoutSet(examples, logps[reference], None, None).inputs(logps[model])
     prompts = examples.prompt_hashes
     metrics = heldout_metrics(loss, scored, prompts=prompts, paired=examples.report.format == "paired")
-    return metrics | {"intervals": heldout_intervals(loss, scored, prompts=prompts), **heldout_pictures(loss, scored)}
+    intervals = heldout_intervals(loss, scored, prompts=prompts)
+    if completions:
+        drawn = on_policy(
+            model, reference=reference, examples=examples, completions=completions, max_new_tokens=max_new_tokens
+        )
+        metrics, intervals = metrics | drawn[0], intervals | drawn[1]
+    return metrics | {"intervals": intervals, **heldout_pictures(loss, scored)}
 
 
 def folder_logps(folder: str | Path, examples: Examples, *, max_length: int, slots: int) -> np.ndarray:
