@@ -120,9 +120,14 @@ def add_eval_judge(commands: Any) -> None:
     parser.add_argument("first", metavar="A", type=Path, help="outputs of the model in question")
     parser.add_argument("second", metavar="B", type=Path, help="outputs of the model it is compared with")
     parser.add_argument("--judge", metavar="MODULE:FUNCTION", required=True, help="the judge")
+    parser.add_argument(
+        "--other", metavar="C", type=Path, action="append", default=[],
+        help="outputs of a further model, to tell how easy each prompt is to win against B; repeat for more",
+    )  # fmt: skip
 
 
 def _judge(arguments: argparse.Namespace) -> None:
     from rdro_jax.evaluate.judges import compare_files, load_judge
 
-    print(json.dumps(compare_files(arguments.first, arguments.second, load_judge(arguments.judge)), indent=2))
+    files = (arguments.first, arguments.second)
+    print(json.dumps(compare_files(*files, load_judge(arguments.judge), arguments.other), indent=2))

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from rdro_jax.cli import main
 from rdro_jax.errors import ConfigError, RecordError
-from rdro_jax.evaluate.judges import RIDGE, compare, controlled_rate, length_terms, load_judge
+from rdro_jax.evaluate.judges import RIDGE, compare, controlled_rate, instruction_ease, length_terms, load_judge
 
 
 def rows_of(outputs):
@@ -38,31 +38,78 @@ def test_length_control_takes_away_what_length_explains():
     assert abs(found["length_controlled_win_rate"] - 0.5) < 0.15
 
 
-def by(outcome, skew, weight):
+def by(design, outcome, weight, penalty):
     """The same regression by a general optimiser."""
 
-    def objective(ab):
-        p = 1 / (1 + np.exp(-(ab[0] + ab[1] * skew)))
-        likelihood = outcome * np.log(p) + (1 - outcome) * np.log1p(-p)
-        return -(weight * likelihood).sum() + RIDGE / 2 * (ab**2).sum()
+    def objective(found):
+        scores = design @ found
+        likelihood = outcome * -np.logaddexp(0, -scores) + (1 - outcome) * -np.logaddexp(0, scores)
+        return -(weight * likelihood).sum() + (penalty * found**2).sum() / 2
 
-    return 1 / (
-        1
-        + np.exp(-minimize(objective, np.zeros(2), method="Nelder-Mead", options={"fatol": 1e-12, "xatol": 1e-9}).x[0])
-    )
+    return minimize(objective, np.zeros(design.shape[1]), method="BFGS", options={"gtol": 1e-9}).x
 
 
 def test_the_regression_equals_a_general_optimiser_s():
     random = np.random.default_rng(1)
-    skew = length_terms(random.normal(size=60) * 30)
-    outcome = np.where(random.random(60) < 1 / (1 + np.exp(-(0.7 + 2 * skew))), 1.0, 0.0)
+    features = np.stack([length_terms(random.normal(size=60) * 30), random.normal(size=60)], axis=1)
+    outcome = np.where(random.random(60) < 1 / (1 + np.exp(-(0.7 + features @ [2, 1]))), 1.0, 0.0)
     outcome[:5] = 0.5
     weight = np.stack([np.ones(60), random.integers(0, 4, 60)])
-    wanted = [by(outcome, skew, row) for row in weight]
-    np.testing.assert_allclose(controlled_rate(outcome, skew, weight), wanted, atol=1e-6)
-    assert controlled_rate(np.ones(60), skew, np.ones((1, 60)))[0] > 0.99
-    np.testing.assert_allclose(controlled_rate(np.full(60, 0.5), np.zeros(60), np.ones((1, 60))), 0.5)
+    for columns in (features[:, :1], features):
+        design = np.column_stack([np.ones(60), columns])
+        found = [by(design, outcome, row, np.full(design.shape[1], RIDGE)) for row in weight]
+        equal = design * (np.arange(design.shape[1]) != 1)
+        wanted = [(row / (1 + np.exp(-equal @ ab))).sum() / row.sum() for row, ab in zip(weight, found, strict=True)]
+        np.testing.assert_allclose(controlled_rate(outcome, columns, weight), wanted, atol=1e-6)
+    skew, once = features[:, :1], np.ones((1, 60))
+    assert controlled_rate(np.ones(60), skew, once)[0] > 0.99
+    np.testing.assert_allclose(controlled_rate(np.full(60, 0.5), np.zeros((60, 1)), once), 0.5)
     np.testing.assert_array_equal(length_terms(np.full(3, 7.0)), np.zeros(3))
+
+
+def test_prompts_that_others_win_are_easy():
+    random = np.random.default_rng(2)
+    ease = random.normal(size=300) * 1.5
+    skews = [length_terms(random.normal(size=300)) for _ in range(12)]
+    outcomes = [
+        (random.random(300) < 1 / (1 + np.exp(-(a + b * skew + ease)))) * 1.0
+        for a, b, skew in zip(np.linspace(-1, 1, 12), np.linspace(0, 2, 12), skews, strict=True)
+    ]
+    assert np.corrcoef(instruction_ease(outcomes, skews), ease)[0, 1] > 0.85
+    models, few = [np.array(part)[:2, :8] for part in (outcomes, skews)]
+    who = np.repeat(np.eye(2), 8, axis=0)
+    design = np.hstack([who, who * few.reshape(-1, 1), np.tile(np.eye(8), (2, 1))])
+    wanted = by(design, models.ravel(), np.ones(16), np.array([RIDGE] * 4 + [1] * 8))
+    np.testing.assert_allclose(instruction_ease(models, few), wanted[4:], atol=1e-5)
+
+
+def test_other_models_tell_length_from_an_easy_prompt(tmp_path, capsys):
+    """Length changes nothing here, but our long answers met easy prompts: length alone takes our wins away."""
+    random = np.random.default_rng(3)
+    ease = random.random(400) < 0.75
+    rows = {"base": [f"{'x' * 40} 0"] * 400}
+    for name, follows in (("ours", 6), *((f"model {n}", 0) for n in range(8))):
+        wins = random.random(400) < np.where(ease, 0.9, 0.2)
+        size = (40 + np.where(ease, follows, -follows) + random.normal(size=400) * 6).astype(int)
+        rows[name] = [f"{'x' * n} {1 if won else -1}" for n, won in zip(size, wins, strict=True)]
+    files = [tmp_path / f"{name}.json" for name in rows]
+    for file, texts in zip(files, rows.values(), strict=True):
+        file.write_text(json.dumps(rows_of(texts)))
+    base, ours, *others = map(str, files)
+    bias = []
+    for more in ((), others):
+        told = [word for file in more for word in ("--other", file)]
+        assert main(["eval", "judge", ours, base, "--judge", f"{__name__}:last_number", *told]) == 0
+        found = json.loads(capsys.readouterr().out)
+        low, high = found["length_controlled_interval"]
+        assert low < found["length_controlled_win_rate"] < high
+        bias.append(found["length_controlled_win_rate"] - found["win_rate"])
+    assert bias[0] < -0.02
+    assert abs(bias[1]) < abs(bias[0]) / 2
+
+
+def last_number(prompt, completion):
+    return float(completion.split()[-1])
 
 
 def test_faults_are_named(tmp_path):
