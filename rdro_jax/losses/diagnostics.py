@@ -72,10 +72,17 @@ def alpha_hat(
 ) -> Float[Array, ""]:
     """The alpha at which `normalisation` is 1: (1 - E-[r]) / (E+[r] - E-[r]).
 
-    For held-out examples of any policy that tells the classes apart; useless where the two means are near each other.
+    For held-out examples of any policy that tells the classes apart; useless where the two means are near each other,
+    and NaN where they differ by rounding only.
     """
     preferred, other = class_means(jnp.exp(log_ratio), desirable, weight)
-    return (1 - other) / (preferred - other)
+    gap = preferred - other
+    return jnp.where(_is_rounding(gap, preferred + other), jnp.nan, (1 - other) / gap)
+
+
+def _is_rounding(difference: Float[Array, ""], of: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether a difference is no more than sums of numbers as large as `of` are off by."""
+    return jnp.abs(difference) <= 64 * jnp.finfo(difference.dtype).eps * jnp.abs(of)
 
 
 def effective_share(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
@@ -180,8 +187,11 @@ def correlation(
     first: Float[Array, "examples"], second: Float[Array, "examples"], weight: Float[Array, "examples"]
 ) -> Float[Array, ""]:
     """Pearson's correlation; NaN where one of the two is constant."""
-    first, second = first - mean(first, weight), second - mean(second, weight)
-    return mean(first * second, weight) / jnp.sqrt(mean(first**2, weight) * mean(second**2, weight))
+    means = mean(first, weight), mean(second, weight)
+    first, second = first - means[0], second - means[1]
+    spreads = jnp.sqrt(mean(first**2, weight)), jnp.sqrt(mean(second**2, weight))
+    constant = _is_rounding(spreads[0], means[0]) | _is_rounding(spreads[1], means[1])
+    return jnp.where(constant, jnp.nan, mean(first * second, weight) / (spreads[0] * spreads[1]))
 
 
 def pearson(

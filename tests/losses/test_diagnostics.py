@@ -141,3 +141,13 @@ def test_loss_floor_is_the_infimum_over_ratios() -> None:
         grid = np.min(np.logaddexp(0, -s) + alpha * np.logaddexp(0, s))
         assert dx.loss_floor(alpha) == pytest.approx(grid, abs=1e-8)
     assert dx.loss_floor(0.5) == pytest.approx(0.955, abs=5e-4)
+
+
+def test_what_differs_by_rounding_only_is_no_figure():
+    """Of a constant, sums in another order differ by a bit: no estimate may be made of that."""
+    z = np.random.default_rng(0).random(1000) < 0.4
+    for constant in (0.1, 1.0, -3.3):
+        data = with_filler(np.full(1000, constant), z)
+        assert np.isnan(dx.alpha_hat(*data))
+        assert np.isnan(dx.correlation(data[0], jnp.arange(1003.0), data[2]))
+        assert np.isnan(dx.correlation(jnp.arange(1003.0), data[0], data[2]))
