@@ -15,7 +15,7 @@ MOST_POINTS = 2000
 """Points of a drawn curve."""
 MOST_HISTOGRAMS = 100
 """Evaluations whose histograms are drawn."""
-HEIGHT, LEGEND_HEIGHT = 300, 20
+HEIGHT, LEGEND_HEIGHT = 300, 22
 """Pixels of a chart, and of each line of a legend beneath it."""
 
 
@@ -26,13 +26,15 @@ class Panel(NamedTuple):
     unit: str
     keys: tuple[str, ...]
     """Metrics drawn, those that a run has; evaluations, under `eval_`, with dots."""
-    level: str | None = None
-    """A figure of the loss drawn as a horizontal line: `floor` or `log_bound`."""
+    level: str | float | None = None
+    """What a horizontal line is drawn at: a number, or a figure of the loss, one of LEVELS."""
     band: tuple[str, str] | None = None
     """Metrics between which a band is drawn."""
     logarithmic: bool = False
 
 
+LEVELS = {"floor": "floor", "log_bound": "log(1/alpha)", "alpha": "alpha"}
+"""Figure of the loss -> what its line is called."""
 CLASSES = ("chosen", "rejected")
 PANELS = (
     Panel("Loss", "nats per example", ("loss", "eval_loss"), level="floor"),
@@ -51,13 +53,14 @@ PANELS = (
           tuple(f"{part}logps/{name}" for part in ("", "eval_") for name in CLASSES)),
     Panel("AUC of the log-ratio, held-out", "share", ("eval_rewards/auc", "eval_rewards/auc_within_prompt")),
     Panel("KL and its kin, held-out", "nats",
-          ("eval_divergence/kl", "eval_divergence/jensen_shannon", "eval_divergence/pearson")),
+          tuple(f"eval_divergence/{name}" for name in ("kl", "policy_kl", "reference_kl", "jensen_shannon"))),
     Panel("Normalisation: alpha E+[r] + (1 - alpha) E-[r], 1 at the optimum", "",
-          ("ratio/normalisation", "eval_ratio/normalisation")),
-    Panel("Effective sample size over sample size", "share", ("ratio/effective_share", "eval_ratio/effective_share")),
+          ("ratio/normalisation", "eval_ratio/normalisation"), level=1.0),
+    Panel("Effective sample size over sample size, wanted above alpha", "share",
+          ("ratio/effective_share", "eval_ratio/effective_share"), level="alpha"),
     Panel("Examples with a ratio above 1/alpha", "share", ("ratio/over_bound", "eval_ratio/over_bound")),
     Panel("alpha_hat, held-out, with its 95 % interval", "", ("eval_alpha_hat/value",),
-          band=("eval_alpha_hat/low", "eval_alpha_hat/high")),
+          level="alpha", band=("eval_alpha_hat/low", "eval_alpha_hat/high")),
     Panel("Calibration, held-out", "", ("eval_calibration/ece", "eval_calibration/brier")),
     Panel("Gradient norm", "", ("grad_norm",), logarithmic=True),
     Panel("Learning rate", "", ("learning_rate",)),
@@ -94,7 +97,7 @@ def draw_panel(panel: Panel, runs: Sequence[Run]) -> Any:
         labels[label] = drawn
     for index, run in enumerate(runs):
         _draw_band(plot, panel, run, COLOURS[index % len(COLOURS)])
-        _draw_level(plot, panel, run, COLOURS[index % len(COLOURS)] if len(runs) > 1 else "#000000")
+    _draw_levels(plot, panel.level, runs)
     _add_legend(plot, labels)
     return plot
 
@@ -110,7 +113,8 @@ def _styles(panel: Panel, runs: Sequence[Run]) -> Iterator[tuple[Run, str, str, 
 
 
 def _keys(panel: Panel, run: Run) -> list[str]:
-    return [key for key in panel.keys if key in run.series]
+    """Metrics of the panel that the run has; of skipped steps only where there were any."""
+    return [key for key in panel.keys if key in run.series and (key != "skipped_steps" or run.skipped_steps())]
 
 
 def _draw_band(plot: Any, panel: Panel, run: Run, colour: str) -> None:
@@ -123,19 +127,26 @@ def _draw_band(plot: Any, panel: Panel, run: Run, colour: str) -> None:
     plot.varea(shared[::every], *ends, fill_color=colour, fill_alpha=0.18)
 
 
-def _draw_level(plot: Any, panel: Panel, run: Run, colour: str) -> None:
+def _draw_levels(plot: Any, level: str | float | None, runs: Sequence[Run]) -> None:
+    """A horizontal line for each run's level, in the run's colour; in black where it is the same for all."""
     from bokeh.models import Label, Span
 
-    level = run.loss.get(panel.level or "")
-    if level is None and panel.level == "floor":
-        level = run.latest("eval_loss_floor")
-    if not isinstance(level, int | float):
-        return
-    name = "floor" if panel.level == "floor" else "log(1/alpha)"
-    plot.add_layout(Span(location=level, dimension="width", line_color=colour, line_dash="dashed"))
-    # A curve of one point, invisible, lets the axes reach the line.
-    plot.scatter([run.last_step()], [level], size=0, alpha=0)
-    plot.add_layout(Label(x=8, y=level, x_units="screen", text=name, text_font_size="10px", text_color=colour))
+    found = [(COLOURS[index % len(COLOURS)], _level(level, run)) for index, run in enumerate(runs)]
+    lines = {value: colour for colour, value in found if value is not None}
+    for value, colour in lines.items():
+        colour = colour if len(lines) > 1 else "#000000"
+        plot.add_layout(Span(location=value, dimension="width", line_color=colour, line_dash="dashed"))
+        # A curve of one point, invisible, lets the axes reach the line.
+        plot.scatter([runs[0].last_step()], [value], size=0, alpha=0)
+        name = LEVELS[level] if isinstance(level, str) else f"{value:g}"
+        look: dict[str, Any] = {"text_font_size": "10px", "text_color": colour, "background_fill_color": "#ffffffb0"}
+        plot.add_layout(Label(x=8, y=value, x_units="screen", y_offset=2, text=name, **look))
+
+
+def _level(level: str | float | None, run: Run) -> float | None:
+    value = run.loss.get(level) if isinstance(level, str) else level
+    value = run.latest("eval_loss_floor") if value is None and level == "floor" else value
+    return float(value) if isinstance(value, int | float) else None
 
 
 def draw_histograms(run: Run, name: str) -> Any:
@@ -143,7 +154,9 @@ def draw_histograms(run: Run, name: str) -> Any:
     lines = [line for line in run.evaluations if name in line.get("log_ratio", {})]
     lines = lines[:: -(-len(lines) // MOST_HISTOGRAMS)]
     title = "desirable" if name == "chosen" else "undesirable"
-    plot = make_figure(f"{run.name}: held-out log-ratios of {title} examples over time", "optimizer step", "nats")
+    plot = make_figure(
+        f"{run.name}: held-out log-ratios of {title} examples, darker where more", "optimizer step", "nats"
+    )
     columns: dict[str, list[np.ndarray]] = {"left": [], "right": [], "bottom": [], "top": [], "alpha": []}
     before = 0
     for line in lines:
@@ -156,7 +169,7 @@ def draw_histograms(run: Run, name: str) -> Any:
     source = {key: np.concatenate(parts) for key, parts in columns.items()}
     plot.quad("left", "right", "bottom", "top", fill_alpha="alpha", fill_color=COLOURS[name == "rejected"],
               line_color=None, source=source)  # fmt: skip
-    _draw_level(plot, Panel("", "", (), level="log_bound"), run, "#000000")
+    _draw_levels(plot, "log_bound", [run])
     return plot
 
 
@@ -204,7 +217,13 @@ def _add_legend(plot: Any, labels: dict[str, list[Any]]) -> None:
     if len(labels) > 1:
         items = [LegendItem(label=label, renderers=drawn) for label, drawn in labels.items()]
         columns = 1 if max(map(len, labels)) > 40 else 2
-        look: dict[str, Any] = {"label_text_font_size": "10px", "spacing": 0, "padding": 4, "border_line_color": None}
+        look: dict[str, Any] = {
+            "label_text_font_size": "10px",
+            "label_height": 8,
+            "spacing": 12,
+            "padding": 4,
+            "border_line_color": None,
+        }
         plot.add_layout(Legend(items=items, click_policy="hide", ncols=columns, location="left", **look), "below")
         plot.height += LEGEND_HEIGHT * math.ceil(len(labels) / columns)
 
@@ -215,11 +234,12 @@ def thin(series: Series) -> Series:
     if count <= MOST_POINTS:
         return series
     stretch = math.ceil(count / (MOST_POINTS // 2))
-    kept: list[int] = []
-    for start in range(0, count, stretch):
-        values = series.values[start : start + stretch]
-        if np.isnan(values).all():
-            kept.append(start)
-        else:
-            kept.extend(sorted({start + int(np.nanargmin(values)), start + int(np.nanargmax(values))}))
+    starts = np.arange(0, count, stretch)
+    rows = np.pad(series.values, (0, len(starts) * stretch - count), constant_values=np.nan).reshape(-1, stretch)
+    # A stretch of nothing but NaN keeps its first point, the gap.
+    least, greatest = (
+        np.where(np.isnan(rows), np.inf, rows).argmin(1),
+        np.where(np.isnan(rows), -np.inf, rows).argmax(1),
+    )
+    kept = np.unique(np.concatenate([starts + least, starts + greatest]))
     return Series(series.steps[kept], series.values[kept])

@@ -53,16 +53,19 @@ def _row(members: Sequence[tuple[Run, Mapping[str, Any]]]) -> Row:
 def _cells(line: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Piece, ...]]]:
     label = ", desirable" if line.get("label") is True else ", undesirable" if line.get("label") is False else ""
     if isinstance(line.get("tokens"), list):
-        yield f"completion{label}{_figure(line, 'log_ratio')}", tuple(_piece(token) for token in line["tokens"])
+        yield (
+            f"completion{label}{_figure(line, 'log_ratio', 'log-ratio')}",
+            tuple(_piece(token) for token in line["tokens"]),
+        )
         return
     for key in ("before", "after", "completion"):
         if isinstance(line.get(key), str):
-            yield f"{key}{label}{_figure(line, f'score_{key}')}", (Piece(line[key], "", None),)
+            yield f"{key}{label}{_figure(line, f'score_{key}', 'score')}", (Piece(line[key], "", None),)
 
 
-def _figure(line: Mapping[str, Any], key: str) -> str:
+def _figure(line: Mapping[str, Any], key: str, name: str) -> str:
     value = line.get(key)
-    return f", {key.replace('_', ' ')} {value:+.3f}" if isinstance(value, int | float) else ""
+    return f", {name} {value:+.3f}" if isinstance(value, int | float) else ""
 
 
 def _piece(token: Any) -> Piece:

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 import time
 import warnings
 
@@ -57,19 +58,22 @@ def test_summary_and_what_differs_in_the_configs(run_folders):
 def test_samples_stand_side_by_side_shaded_by_log_ratio(run_folders):
     first, second = rows_of(load_runs(run_folders))
     assert [cell.title for cell in first.cells] == [
-        "first: before", "first: after, score after +0.250", "third <b>xxx: completion"
+        "first: before", "first: after, score +0.250", "third <b>xxx: completion"
     ]  # fmt: skip
     assert first.prompt == f"{HOSTILE} | p"
     (cell,) = second.cells
-    assert cell.title == "completion, desirable, log ratio -3.500"
+    assert cell.title == "completion, desirable, log-ratio -3.500"
     assert [piece.shade for piece in cell.pieces] == ["u2", "d4", ""]
 
 
-def test_ten_thousand_steps_take_less_than_three_seconds(tmp_path):
-    folder = write_run(tmp_path / "long", steps=10_000)
-    write_report([folder], tmp_path / "warm.html")
+def test_three_runs_of_ten_thousand_steps_take_less_than_three_seconds(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    write_run(folders[0], steps=10_000)
+    for folder in folders[1:]:
+        shutil.copytree(folders[0], folder)
+    write_report(folders[:1], tmp_path / "warm.html")
     begin = time.process_time()  # of this process: other people's work on the machine is not the page's
-    out = write_report([folder], tmp_path / "page.html")
+    out = write_report(folders, tmp_path / "page.html")
     assert time.process_time() - begin < 3
     assert out.stat().st_size < 5e6
 
