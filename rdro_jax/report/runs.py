@@ -84,12 +84,12 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 def _load_run(folder: Path, name: str) -> Run:
     lines = _lines(folder / METRICS_FILE)
-    if lines is None:
+    if lines is None and not (folder / CONFIG_FILE).exists():  # with it, a run that has not yet logged a step
         raise ConfigError(f"{folder}: no {METRICS_FILE} in it; wanted the output_dir of a run, or of several")
     return Run(
         name=name,
         path=folder,
-        series=gather(lines),
+        series=gather(lines or ()),
         evaluations=_lines(folder / EVALUATIONS_FILE) or (),
         config=flatten(_mapping(folder / CONFIG_FILE)),
         loss=flatten(_mapping(folder / LOSS_FILE)),

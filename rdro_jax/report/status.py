@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdro_jax.report.runs import Run, load_runs
-from rdro_jax.run_files import HOLDER_FILE, METRICS_FILE
+from rdro_jax.run_files import CONFIG_FILE, HOLDER_FILE, METRICS_FILE
 
 
 class Status(NamedTuple):
@@ -20,7 +20,7 @@ class Status(NamedTuple):
     """The process that holds the folder, or held it when it was killed, as it wrote itself down."""
     step: int
     written: float
-    """Seconds since metrics.jsonl was last written to."""
+    """Seconds since metrics.jsonl was last written to, or config.yaml where there is none yet."""
     skipped_steps: int
     metrics: dict[str, float]
     """The last value of every metric."""
@@ -30,13 +30,14 @@ def read_status(folder: Path) -> Status:
     """The state of the run in `folder`. Raises: ConfigError where it holds none."""
     (run,) = load_runs([folder])
     holder = folder / HOLDER_FILE
+    newest = next(path for name in (METRICS_FILE, CONFIG_FILE) if (path := folder / name).exists())
     held = holder.read_text(encoding="utf-8").strip() if holder.is_file() else None
     return Status(
         run=str(folder),
         state="finished" if run.finished else "running" if held and not _gone(held) else "stopped",
         holder=held,
         step=run.last_step(),
-        written=max(0.0, time.time() - (folder / METRICS_FILE).stat().st_mtime),
+        written=max(0.0, time.time() - newest.stat().st_mtime),
         skipped_steps=run.skipped_steps(),
         metrics=_latest(run),
     )

@@ -82,6 +82,17 @@ def test_status_tells_running_from_stopped_and_finished(run_folders, tmp_path):
     assert read_status(folder).state == "finished"
 
 
+def test_a_run_that_has_not_logged_a_step_is_one(tmp_path, capsys):
+    from rdro_jax.cli import main
+
+    (tmp_path / "config.yaml").write_text("seed: 42")
+    (tmp_path / ".lock_holder").write_text(f"process {os.getpid()} on {platform.node()}")
+    status = read_status(tmp_path)
+    assert (status.state, status.step, status.metrics, status.written < 60) == ("running", 0, {}, True)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "seed" in (tmp_path / "report.html").read_text()
+
+
 def test_status_on_the_command_line(run_folders, capsys, monkeypatch):
     from rdro_jax.cli import main
 
