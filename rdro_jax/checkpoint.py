@@ -82,7 +82,7 @@ class CheckpointWriter:
         if not is_first():
             return
         write_manifest(self._run_dir, step, metric)
-        best = best_step(self._run_dir, self._config.greater_is_better)
+        best = best_step(self._run_dir, greater_is_better=self._config.greater_is_better)
         for old in list_steps(self._run_dir)[: -self._config.save_total_limit]:
             if old != best:
                 _remove(self._run_dir, old)
@@ -134,7 +134,7 @@ def manifest_step(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def best_step(run_dir: Path, greater_is_better: bool = False) -> int | None:
+def best_step(run_dir: Path, *, greater_is_better: bool = False) -> int | None:
     """The step whose checkpoint has the best metric, the earliest of equal ones; None where none has one."""
     metrics = {step: _read_manifest(run_dir, step).get("metric") for step in list_steps(run_dir)}
     known = {step: metric for step, metric in metrics.items() if isinstance(metric, int | float)}
@@ -197,7 +197,7 @@ def sound_steps(run_dir: Path) -> tuple[int | None, list[str]]:
 
 
 def load_meta(run_dir: Path, step: int) -> dict[str, Any]:
-    """What was saved beside the arrays."""
+    """What was saved beside the arrays. Raises: `CheckpointError` for a folder that is no checkpoint of ours."""
     meta = ocp.checkpointables_metadata(str(checkpoint_path(run_dir, step))).custom_metadata
     if not isinstance(meta, dict):
         raise CheckpointError(f"{checkpoint_path(run_dir, step)}: no metadata; not a checkpoint of rdro train")

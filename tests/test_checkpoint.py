@@ -141,7 +141,7 @@ def test_the_best_one_is_kept_beside_the_newest(greater, kept, tmp_path):
         writer.save(step, items(step), {}, metric)
     writer.wait()
     assert list_steps(tmp_path) == kept
-    assert best_step(tmp_path, greater) == kept[0]
+    assert best_step(tmp_path, greater_is_better=greater) == kept[0]
 
 
 def test_it_comes_back_on_other_devices_and_axes(tmp_path):

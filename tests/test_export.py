@@ -20,7 +20,7 @@ def test_numbers_and_type_are_those_of_the_checkpoint(dtype, tmp_path):
     run.mkdir()
     (run / "config.yaml").write_text(load_config(home / "run.yaml", [*paths, f"model.dtype={dtype}"]).to_yaml())
     writer = CheckpointWriter(run, CheckpointConfig())
-    saved = {step: init_params(CONFIG, jax.random.key(step), dtype) for step in (1, 2)}
+    saved = {step: init_params(CONFIG, jax.random.key(step), dtype=dtype) for step in (1, 2)}
     for step, params in saved.items():
         writer.save(step, {"params": params}, {})
     writer.wait()

@@ -39,6 +39,7 @@ def class_quantiles(
     values: Float[Array, "examples"],
     desirable: Bool[Array, "examples"],
     weight: Float[Array, "examples"],
+    *,
     probabilities: tuple[float, ...] = (0.05, 0.95),
 ) -> ByClass:
     """Quantiles of each class over the examples present, whatever their weight: one figure per probability."""

@@ -68,7 +68,7 @@ class DecoderBlock(nn.Module):
         return x + mlp(RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)), cache
 
 
-def init_params(config: ModelConfig, key: Array, dtype: str = "float32") -> Params:
+def init_params(config: ModelConfig, key: Array, *, dtype: str = "float32") -> Params:
     """Random parameters: matrices normal with deviation 0.02, scales 1, biases 0.
 
     >>> import jax, jax.numpy as jnp
@@ -100,9 +100,9 @@ def _init_layer(config: ModelConfig, key: Array) -> Params:
     return dict(block.init(key, token, turn, sight)["params"])
 
 
-def abstract_params(config: ModelConfig, dtype: str = "float32") -> Params:
+def abstract_params(config: ModelConfig, *, dtype: str = "float32") -> Params:
     """Shapes and types of the parameters as `ShapeDtypeStruct`, without allocating any."""
-    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+    return jax.eval_shape(lambda key: init_params(config, key, dtype=dtype), jax.random.key(0))
 
 
 def unconstrained(name: str, x: Array) -> Array:

@@ -52,7 +52,7 @@ def load_model(
     config = load_config(folder)
     tensors = open_tensors(folder)
     _drop_redundant(tensors, config)
-    table, shapes = weight_table(config), flatten(abstract_params(config, dtype))
+    table, shapes = weight_table(config), flatten(abstract_params(config, dtype=dtype))
     check_tensors(tensors, table, shapes, folder)
     placed = flatten(shardings) if shardings is not None else {}
     total = sum(tensor.nbytes for tensor in tensors.values())
@@ -72,7 +72,11 @@ def _progress(title: str, total: int) -> Iterator[Advance]:
 
 
 def load_config(directory: str | Path) -> ModelConfig:
-    """The architecture in a folder's config.json, end-of-text tokens from generation_config.json where it has them."""
+    """The architecture in a folder's config.json, end-of-text tokens from generation_config.json where it has them.
+
+    Raises:
+        WeightError: there is no such folder, or its configuration asks for what is not computed here.
+    """
     folder = model_folder(directory, weights=False)
     if not folder.is_dir():
         raise WeightError(

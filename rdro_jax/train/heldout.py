@@ -154,7 +154,9 @@ def _counts(loss: LossBase, x: LossInputs) -> dict[str, Any]:
         metrics[f"counts/{name}"] = jnp.sum(present * member)
     if loss.needs_reference:
         log_ratio = x.policy_logps - x.reference_logps
-        quantiles = diagnostics.class_quantiles(log_ratio, x.desirable, present, tuple(QUANTILES.values()))
+        quantiles = diagnostics.class_quantiles(
+            log_ratio, x.desirable, present, probabilities=tuple(QUANTILES.values())
+        )
         for name, values in zip(CLASSES, quantiles, strict=True):
             metrics |= {f"rewards/{name}_{key}": value for key, value in zip(QUANTILES, values, strict=True)}
     return metrics

@@ -52,7 +52,7 @@ def batch_metrics(x: LossInputs, batch: Batch, loss: LossBase) -> dict[str, Floa
 
 
 def _quantiles(x: LossInputs, log_ratio: Float[Array, "examples"]) -> dict[str, Float[Array, ""]]:
-    by_class = class_quantiles(log_ratio, x.desirable, x.weight, tuple(QUANTILES.values()))
+    by_class = class_quantiles(log_ratio, x.desirable, x.weight, probabilities=tuple(QUANTILES.values()))
     return {
         f"rewards/{name}_{key}": jnp.nan_to_num(value)
         for name, values in zip(CLASSES, by_class, strict=True)

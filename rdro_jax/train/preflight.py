@@ -133,5 +133,5 @@ def bytes_on_disk(config: Config, policy: Policy) -> int:
     state = abstract_state(config, policy, config.loss, make_optimizer(config.optimizer, 1))
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
     return (config.checkpoint.save_total_limit + 1) * size(state_items(state)) + size(
-        abstract_params(policy.model, config.model.dtype)
+        abstract_params(policy.model, dtype=config.model.dtype)
     )

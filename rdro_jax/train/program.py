@@ -72,7 +72,9 @@ def abstract_state(config: Config, policy: Policy, loss: Loss, optimizer: optax.
     state = _placed(shapes, state_shardings(trained, optimizer, loss, policy.mesh, offload=config.optimizer.offload))
     if config.model.lora is None:
         return state
-    return state._replace(frozen=_placed(abstract_params(policy.model, config.model.dtype), policy.param_shardings))
+    return state._replace(
+        frozen=_placed(abstract_params(policy.model, dtype=config.model.dtype), policy.param_shardings)
+    )
 
 
 def abstract_batch(config: Config, policy: Policy) -> Batch:

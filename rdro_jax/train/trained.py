@@ -28,7 +28,7 @@ from rdro_jax.train.state import TrainState
 def trained_shapes(config: Config, policy: Policy) -> Any:
     """Shapes and types of what is trained."""
     if config.model.lora is None:
-        return abstract_params(policy.model, config.model.dtype)
+        return abstract_params(policy.model, dtype=config.model.dtype)
     return abstract_adapters(policy.model, config.model.lora)
 
 

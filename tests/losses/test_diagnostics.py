@@ -47,7 +47,9 @@ def test_figures_of_each_class(held_out):
     weights = jnp.float32([1, 2, 0, 3])
     means = dx.class_means(jnp.float32([1, 2, 9, 4]), jnp.array([True, True, True, False]), weights)
     np.testing.assert_allclose(means, [5 / 3, 4])
-    medians = dx.class_quantiles(jnp.float32([1, 2, 9, 4]), jnp.array([True, True, True, False]), weights, (0.5,))
+    medians = dx.class_quantiles(
+        jnp.float32([1, 2, 9, 4]), jnp.array([True, True, True, False]), weights, probabilities=(0.5,)
+    )
     np.testing.assert_allclose(medians, [[1.5], [4]])
 
 

@@ -160,7 +160,7 @@ def test_logits_are_float32_scores_of_the_right_table():
 @pytest.mark.parametrize("config", [EVERYTHING, PLAIN], ids=["everything", "plain"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_abstract_params_are_what_init_makes(config, dtype):
-    made, abstract = init_params(config, jax.random.key(0), dtype), abstract_params(config, dtype)
+    made, abstract = init_params(config, jax.random.key(0), dtype=dtype), abstract_params(config, dtype=dtype)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
     assert type(made["layers"]) is dict
     spread = made["layers"]["mlp"]["up_proj"]["kernel"].astype(jnp.float32).std()
