@@ -25,8 +25,11 @@ class OptimizerConfig:
     weight_decay: NotNegative = 0.0
     """Decoupled decay of matrices; norms and biases are never decayed."""
     adam_beta1: Decay = 0.9
+    """Decay of the first moment per step."""
     adam_beta2: Decay = 0.999
+    """Decay of the second moment per step."""
     adam_epsilon: Positive = 1e-8
+    """Added to the root of the second moment."""
     max_grad_norm: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,11 +1,15 @@
-"""Every public name has an example in its docstring; `--doctest-modules` runs them."""
+"""Public names: docstrings that say what comes out, of which shape, and what is raised; examples that are doctests."""
 
+import ast
 import inspect
+import textwrap
 
 import pytest
+from public import public_names
 
 import rdro_jax
 from rdro_jax import losses
+from rdro_jax.losses import LossBase
 
 PUBLIC = {f"rdro_jax.{name}": getattr(rdro_jax, name) for name in rdro_jax.__all__}
 LOSSES = {f"rdro_jax.losses.{name}": getattr(losses, name) for name in losses.__all__}
@@ -23,3 +27,69 @@ def test_the_names_are_found():
 def test_public_name_has_an_example(name):
     # Its own docstring: a class without one would show that of its base.
     assert ">>> " in (CALLED[name].__doc__ or "")
+
+
+def test_every_public_name_has_a_docstring_of_its_own():
+    generated = lambda value: value.__doc__.startswith(f"{value.__name__}(")  # noqa: E731
+    assert [name for name, value in public_names().items() if not value.__doc__ or generated(value)] == []
+
+
+def test_every_public_method_has_a_docstring():
+    classes = [value for value in public_names().values() if inspect.isclass(value)]
+    bare = [
+        f"{kind.__qualname__}.{name}"
+        for kind in classes
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)) and not value.__doc__
+    ]
+    assert bare == []
+
+
+def test_arrays_in_public_signatures_have_shapes():
+    """An array without a shape is a random key, whose shape is JAX's own affair."""
+    bare = []
+    for name, value in public_names().items():
+        if inspect.isfunction(value):
+            annotations = value.__annotations__
+            words = {
+                word for word, kind in annotations.items() if getattr(kind, "__name__", "") in ("Array", "ndarray")
+            }
+            bare += [f"{name}: {word}" for word in words]
+    assert bare == []
+
+
+def fields_without_docstring(kind: type) -> list[str]:
+    """Fields of a class body that no docstring follows; `name` tells the kinds of loss apart and says all by itself."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    pairs = zip(body, [*body[1:], ast.Pass()], strict=True)
+    bare = [
+        line.target.id for line, after in pairs if isinstance(line, ast.AnnAssign) and not isinstance(after, ast.Expr)
+    ]
+    return [f"{kind.__name__}.{name}" for name in bare if name not in ("name", *vars(LossBase))]
+
+
+def test_every_config_field_has_a_docstring():
+    sections = [
+        value
+        for name, value in public_names().items()
+        if name.endswith("Config") or ("losses" in name and inspect.isclass(value) and issubclass(value, LossBase))
+    ]
+    assert len(sections) > 15
+    assert [field for kind in sections for field in fields_without_docstring(kind)] == []
+
+
+def raised_by(function) -> set[str]:
+    """Names of our own errors that a function raises in its own lines, those of functions inside it included."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = [node.exc.func for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    return {call.id for call in calls if isinstance(call, ast.Name) and call.id.endswith("Error")}
+
+
+def test_what_is_raised_is_said():
+    silent = {}
+    for name, value in public_names().items():
+        if inspect.isfunction(value) and value.__module__ != "rdro_jax.errors":
+            unsaid = {error for error in raised_by(value) if error not in value.__doc__}
+            if unsaid:
+                silent[name] = unsaid
+    assert silent == {}

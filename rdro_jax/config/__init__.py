@@ -2,11 +2,12 @@
 
 from rdro_jax.config.inputs import check_data, check_inputs, check_models, pin_models
 from rdro_jax.config.loader import load_config
-from rdro_jax.config.schema import Config, ModelSource, ReferenceSource
+from rdro_jax.config.schema import Config, ModelSource, ProfileConfig, ReferenceSource
 
 __all__ = [
     "Config",
     "ModelSource",
+    "ProfileConfig",
     "ReferenceSource",
     "check_data",
     "check_inputs",

@@ -31,7 +31,8 @@ def dpo(
     """DPO loss of every pair; the batch loss is the mean.
 
     With c and d the log-ratios policy - reference of chosen and rejected, D = c - d, eps = `label_smoothing` the
-    probability that a pair stands the wrong way round, and L = softplus(-beta x) = -log sigmoid(beta x):
+    probability that a pair stands the wrong way round, and L(x) = softplus(-beta x) = -log sigmoid(beta x), in nats but
+    for the squares and the hinge:
 
         sigmoid     (1 - eps) L(D) + eps L(-D)                        conservative DPO for eps > 0
         robust      ((1 - eps) L(D) - eps L(-D)) / (1 - 2 eps)        unbiased under the label noise eps
@@ -39,6 +40,9 @@ def dpo(
         hinge       relu(1 - beta D)
         nca_pair    L(c) + (L(-c) + L(-d)) / 2
         sppo_hard   (c - 1 / (2 beta))^2 + (d + 1 / (2 beta))^2
+
+    Raises:
+        ValueError: a kind there is not, or "ipo" without the lengths.
 
     Source: sigmoid: Rafailov et al. 2023, arXiv:2305.18290; robust: Chowdhury et al. 2024, arXiv:2403.00409; ipo: Azar
     et al. 2023, arXiv:2310.12036; hinge: Zhao et al. 2023, arXiv:2305.10425; nca_pair: Chen et al. 2024,

@@ -56,6 +56,10 @@ def rdro(
     `label_noise` is the probability that a label is the wrong one. Then `alpha` is the share *as labelled*, and both
     are corrected without bias: each label by (1[desirable] - noise) / (1 - 2 noise), alpha likewise.
 
+    Raises:
+        ValueError: a generator or an estimator there is not, "power" without `exponent`, or corrections that exclude
+            each other.
+
     Source: Takahashi et al. 2026, arXiv:2604.04410 (logistic generator, class terms); label noise: Natarajan et al.
     2013. Differs from the paper in the default estimator, whose expectation is the paper's objective, and in offering
     other Bregman generators.

@@ -15,6 +15,7 @@ import numpy as np
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, Sharding
+from jaxtyping import Shaped
 
 from rdro_jax.errors import EXIT_INTERNAL, EndedByFirst, RdroError
 from rdro_jax.parallel.cluster import START_TIMEOUT, find_cluster, join
@@ -110,7 +111,7 @@ def from_first(make: Callable[[], T]) -> T:
     return value
 
 
-def array_from_first(make: Callable[[], np.ndarray]) -> np.ndarray:
+def array_from_first(make: Callable[[], np.ndarray]) -> Shaped[np.ndarray, "..."]:
     """The array that `make` gives on the first process, on all of them. Raises: as `from_first`."""
     if not jax.distributed.is_initialized():
         return make()
