@@ -5,7 +5,7 @@ PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
 LAUNCH_ENV := .launch/.installed
 
-.PHONY: help setup quickstart test parity faults bench bench-trl plans sweep-study sweep-faults launch-check slurm-check lint clean
+.PHONY: help setup quickstart test parity faults bench bench-trl plans sweep-study sweep-faults launch-check slurm-check docs lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -69,6 +69,9 @@ launch-check: $(LAUNCH_ENV) slurm-check  ## what launch/ holds, by the validator
 slurm-check: $(ENV)  ## the SLURM part of it: a cluster of two nodes on this machine, where apt can install one
 	bash tests/launch/slurm.sh
 
+docs: $(ENV)     ## the documents as a site, in site/; ends at the first warning or broken link
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+
 lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -76,4 +79,4 @@ lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/lint-imports
 
 clean:           ## remove environments and caches of this checkout
-	rm -rf .venv .parity .plans .launch .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .parity .plans .launch site .pytest_cache .ruff_cache .hypothesis
