@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -45,6 +46,18 @@ def test_run_time_imports_are_declared():
             if name not in sys.stdlib_module_names | {"rdro_jax"} and other_names.get(name, name.lower()) not in asked:
                 undeclared[name] = str(path.relative_to(ROOT))
     assert undeclared == {}
+
+
+def test_version_is_the_same_everywhere():
+    version = PROJECT["project"]["version"]
+    released = re.findall(r"^## \[([\d.]+)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert released == (version, str(cited["date-released"]))
+    assert cited["version"] == version
+
+
+def test_the_package_says_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_design_names_the_layers_of_the_contract():

@@ -1,4 +1,4 @@
-"""Every command and snippet of the README is run: here with a tiny model, the long ones by `.ci/run`."""
+"""Every command and snippet of the README and of the first pages is run: here with a tiny model, the long ones by CI."""
 
 import contextlib
 import io
@@ -22,6 +22,7 @@ from rdro_jax.models import init_params, load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+FIRST_PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("quickstart", "alpha")]
 RUN_BY_CI = {"make quickstart", "make test"}
 
 SMALL = {"max_length: 2048": "max_length: 64", "batch_size: 32": "batch_size: 8", "bfloat16": "float32", "full": "none"}
@@ -35,12 +36,14 @@ WORDS = ["<unk>", "<|im_start|>", "<|im_end|>", "user", "assistant"]
 WORDS += ["Name", "a", "colour", ".", "Green", "I", "would", "rather", "not"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
 
 
 def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines()]
+    """Those of the README in its order, then what other pages add."""
+    lines = [line for page in (README, *FIRST_PAGES) for block in blocks("sh", page) for line in block.splitlines()]
+    return list(dict.fromkeys(lines))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def outputs(folder):
-    """What each `rdro` command of the README prints, run in the README's order."""
+    """What each `rdro` command prints, run in this order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return {command: run_command(command) for command in commands() if command not in RUN_BY_CI}
@@ -117,9 +120,11 @@ def test_generate_answers_a_file_as_it_answers_each_prompt(outputs, folder, monk
 
 
 def test_print_config_sets_the_keys(outputs):
-    [printed] = [text for command, text in outputs.items() if command.endswith("--print-config")]
-    assert "alpha: 0.4\n" in printed
-    assert "learning_rate: 1.0e-06\n" in printed
+    printed = {command: text for command, text in outputs.items() if command.endswith("--print-config")}
+    for command, text in printed.items():
+        [alpha] = re.findall(r"loss\.alpha=(\S+)", command)
+        assert f"alpha: {alpha}\n" in text
+    assert "learning_rate: 1.0e-06\n" in next(iter(printed.values()))
 
 
 def test_example_config_loads(tmp_path):
@@ -130,8 +135,8 @@ def test_example_config_loads(tmp_path):
 
 def test_python_snippets_run(outputs, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    for number, snippet in enumerate(blocks("python")):
-        exec(compile(snippet, f"README python {number}", "exec"), {})
+    for number, snippet in enumerate(snippet for page in (README, *FIRST_PAGES) for snippet in blocks("python", page)):
+        exec(compile(snippet, f"python snippet {number}", "exec"), {})
 
 
 def test_long_commands_are_run_by_ci():
