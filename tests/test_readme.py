@@ -1,4 +1,4 @@
-"""Every command and snippet of the README and of the first pages is run: here with a tiny model, the long ones by CI."""
+"""Every command and snippet of the README and of docs/ is run: here with a tiny model, or where `ELSEWHERE` says."""
 
 import contextlib
 import io
@@ -22,8 +22,27 @@ from rdro_jax.models import init_params, load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FIRST_PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("quickstart", "alpha")]
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 RUN_BY_CI = {"make quickstart", "make test"}
+
+ELSEWHERE = {
+    r"make (setup|lint|test|parity|quickstart)": ".ci/run",
+    r"make docs": "tests/test_site.py",
+    r"make bench": "tests/test_benchmarks.py",
+    r"\S+/python benchmarks/model_memory.py": "benchmarks/model_memory.py",  # gigabytes: by hand only
+    r"\S+/python benchmarks/generation.py": "benchmarks/generation.py",  # minutes beside torch: by hand only
+    r"pip install|export PYTHONPATH": "Makefile",  # what `make plans` does
+    r"rdro plan": "tests/plan/test_plan.py",
+    r"rdro eval (lm|alpaca|mt-bench|judge)": "tests/evaluate",
+    r"rdro train .*lora": "tests/train/test_lora_run.py",
+    r"rdro generate .*--chat": "tests/test_chat_command.py",
+    r"rdro prepare .*--reference": "tests/train/test_loop.py",
+    r"rdro report .*runs/kto": "tests/report/test_page.py",
+    r"rdro study": "tests/study/test_run.py",
+    r"rdro sweep": "tests/sweep/test_sweep.py",
+    r"rdro launch": "tests/launch/test_launch.py",
+}
+"""Commands that need more than the reader's folder here has -> what runs them, on other files or machines."""
 
 SMALL = {"max_length: 2048": "max_length: 64", "batch_size: 32": "batch_size: 8", "bfloat16": "float32", "full": "none"}
 """What the recipes say at the size of a model -> the same at the size of a test."""
@@ -41,9 +60,13 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Those of the README in its order, then what other pages add."""
-    lines = [line for page in (README, *FIRST_PAGES) for block in blocks("sh", page) for line in block.splitlines()]
-    return list(dict.fromkeys(lines))
+    """Those of the README in its order, then what the pages add."""
+    lines = [line for page in (README, *PAGES.values()) for block in blocks("sh", page) for line in block.splitlines()]
+    return list(dict.fromkeys(line.partition("  #")[0].strip() for line in lines))
+
+
+def runs_here(command: str) -> bool:
+    return not any(re.match(pattern, command) for pattern in ELSEWHERE)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +103,7 @@ def outputs(folder):
     """What each `rdro` command prints, run in this order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return {command: run_command(command) for command in commands() if command not in RUN_BY_CI}
+        return {command: run_command(command) for command in filter(runs_here, commands())}
 
 
 def run_command(command: str) -> str:
@@ -104,8 +127,11 @@ def test_eval_prints_figures(outputs):
 
 
 def test_generate_prints_an_answer(outputs):
-    [printed] = [text for command, text in outputs.items() if command.startswith("rdro generate")]
-    assert set(printed.split()) <= set(WORDS)
+    printed = {command: text for command, text in outputs.items() if command.startswith("rdro generate")}
+    [text] = [text for command, text in printed.items() if "--n " not in command]
+    [rows] = [text.splitlines() for command, text in printed.items() if "--n 3" in command]
+    assert set(text.split()) <= set(WORDS)
+    assert len(rows) == 3
 
 
 def test_generate_answers_a_file_as_it_answers_each_prompt(outputs, folder, monkeypatch):
@@ -135,8 +161,17 @@ def test_example_config_loads(tmp_path):
 
 def test_python_snippets_run(outputs, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    for number, snippet in enumerate(snippet for page in (README, *FIRST_PAGES) for snippet in blocks("python", page)):
+    for number, snippet in enumerate(
+        snippet for page in (README, PAGES["quickstart"]) for snippet in blocks("python", page)
+    ):
         exec(compile(snippet, f"python snippet {number}", "exec"), {})
+
+
+def test_commands_that_are_not_run_here_are_run_elsewhere():
+    for pattern, place in ELSEWHERE.items():
+        assert (ROOT / place).exists()
+        assert any(re.match(pattern, command) for command in commands()), pattern
+    assert sum(map(runs_here, commands())) > 12
 
 
 def test_long_commands_are_run_by_ci():
