@@ -70,7 +70,7 @@ slurm-check: $(ENV)  ## the SLURM part of it: a cluster of two nodes on this mac
 	bash tests/launch/slurm.sh
 
 docs: $(ENV)     ## the documents as a site, in site/; ends at the first warning or broken link
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
 lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/ruff check .
