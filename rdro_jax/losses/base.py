@@ -36,7 +36,9 @@ class LossInputs(NamedTuple):
     lengths: Int[Array, "examples"]
     """Scored completion tokens of each example."""
     desirable: Bool[Array, "examples"]
+    """The label: preferred or not; of a pair, the chosen one is."""
     weight: Float[Array, "examples"]
+    """Weight of each example in the batch loss; 0 for filler."""
     statistics: Any = ()
     """What `LossBase.statistics` gave for the batch these examples belong to; () for most."""
     prompt_alpha: Float[Array, "examples"] | None = None
@@ -47,7 +49,9 @@ class Weighted(NamedTuple):
     """One value and one weight per example. The step divides sum(values * weights) by sum(weights) once, globally."""
 
     values: Float[Array, "examples"]
+    """Loss of each example, in the loss' own unit, nats for most."""
     weights: Float[Array, "examples"]
+    """What each value counts in the mean; 0 for filler and for the second half of a pair."""
 
 
 @dataclass(frozen=True)

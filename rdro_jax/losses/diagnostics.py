@@ -3,6 +3,13 @@
 Throughout, s = `log_ratio` = policy_logps - reference_logps in nats, r = exp(s), and examples of weight 0 count for
 nothing. A mean over nothing is NaN. The optimum of the ratio losses is r = p+ / (alpha p+ + (1 - alpha) p-), at which
 alpha r is P(+ | x, y).
+
+>>> log_ratio = jnp.log(jnp.array([1.5, 1.5, 0.5, 0.75]))  # two liked completions, then two others
+>>> desirable, weight = jnp.array([True, True, False, False]), jnp.ones(4)
+>>> f"{alpha_hat(log_ratio, desirable, weight):.3f}, {effective_share(log_ratio, weight):.3f}"
+'0.429, 0.850'
+>>> print(posterior(log_ratio, alpha=0.4).round(3))  # P(+ | x, y), as the policy has it
+[0.6 0.6 0.2 0.3]
 """
 
 import math
@@ -19,7 +26,9 @@ class ByClass(NamedTuple):
     """One figure per class."""
 
     preferred: Float[Array, "..."]
+    """Of desirable or chosen examples."""
     other: Float[Array, "..."]
+    """Of the others."""
 
 
 def mean(values: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
