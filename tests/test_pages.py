@@ -97,3 +97,11 @@ def test_make_targets_exist():
     asked = set(re.findall(r"^make ([a-z-]+)", lines, re.M))
     assert len(asked) > 4
     assert asked <= targets
+
+
+def test_files_named_by_pages_exist():
+    named = {
+        file for text in TEXTS.values() for file in re.findall(r"`((?:tests|benchmarks|configs)/[\w./-]+\.\w+)", text)
+    }
+    assert len(named) > 20
+    assert {file for file in named if not (ROOT / file).is_file()} == set()
