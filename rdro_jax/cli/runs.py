@@ -20,7 +20,11 @@ def add_train(commands: Any) -> None:
         "\nThe run folder is output_dir; the same command again resumes from its last checkpoint.",
     )
     add_config(parser)
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and exit")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and exit")
+    what.add_argument(
+        "--smoke", action="store_true", help="three steps in small instead: a tiny random model, made-up rows, no files"
+    )
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -29,6 +33,11 @@ def _train(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(config.to_yaml(), end="")
+        return
+    if arguments.smoke:
+        from rdro_jax.smoke import smoke
+
+        smoke(config)
         return
     from rdro_jax.parallel import initialize
 
