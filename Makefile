@@ -5,7 +5,7 @@ PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
 LAUNCH_ENV := .launch/.installed
 
-.PHONY: help setup quickstart test parity faults bench bench-trl plans sweep-study sweep-faults launch-check slurm-check docs lint clean
+.PHONY: help setup quickstart test parity faults smoke bench bench-trl plans sweep-study sweep-faults launch-check slurm-check docs lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -33,6 +33,9 @@ parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an envi
 
 faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what becomes of them; one: FAULT=F2
 	.venv/bin/python -m pytest tests/faults -m faults -n 2 --dist worksteal $(if $(FAULT),-k $(FAULT)_)
+
+smoke: $(ENV)    ## three steps in small of every recipe, of other losses and families
+	.venv/bin/python -m pytest tests/smoke -m "smoke or not smoke"
 
 bench: $(ENV)    ## measure head, packing, step, depth and a save on this machine: a table, and runs/bench.json
 	.venv/bin/python -m benchmarks

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rdro_jax.data import Source
-from rdro_jax.models import ModelConfig, MoEConfig, RopeConfig, init_params, load_config, load_preset, save_model
+from rdro_jax.models import ModelConfig, RopeConfig, init_params, load_config, load_preset, save_model
 
 SIZES = {"vocab_size": 320, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 64}
 """Widths that divide over eight devices; a token for every byte, and room for the control tokens."""

@@ -33,7 +33,8 @@ def run(file: str | Path, *, retry_failed: bool = False) -> Path:
     here has saved its state then, jobs elsewhere go on, and the same command takes them up.
     """
     loaded = load_sweep(file)
-    check_inputs(loaded.config(next(loaded.space.probes())))
+    for config in loaded.bases():
+        check_inputs(config)
     executor = make_executor(loaded)
     loaded.folder.mkdir(parents=True, exist_ok=True)
     with hold_folder(loaded.folder):
@@ -111,5 +112,8 @@ def _check_same_sweep(loaded: LoadedSweep) -> None:
 def identity(loaded: LoadedSweep) -> Point:
     """What decides the numbers of a sweep, by dotted key: of its file, and of the config it starts from."""
     sweep = loaded.sweep.model_dump(mode="json", exclude={*MAY_CHANGE, "base", "output_dir", "set"})
-    config = run_identity(loaded.config(next(loaded.space.probes())))
-    return json.loads(json.dumps(flatten(sweep) | {f"base.{key}": value for key, value in config.items()}))
+    base, *others = map(run_identity, loaded.bases())
+    point = flatten(sweep) | {f"base.{key}": value for key, value in base.items()}
+    for number, other in enumerate(others, 1):
+        point |= {f"base[{number}].{key}": value for key, value in other.items() if value != base.get(key)}
+    return json.loads(json.dumps(point))

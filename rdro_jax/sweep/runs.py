@@ -60,7 +60,7 @@ def runs_of(loaded: LoadedSweep, number: int, point: Point) -> list[Run]:
     for seed in loaded.sweep.seeds or (None,):
         folder = home if seed is None else home / f"seed-{seed}"
         own = point if seed is None else point | {"seed": seed}
-        words = ("train", str(loaded.config_file), *loaded.overrides(own, folder))
+        words = ("train", str(loaded.config_file(point)), *loaded.overrides(own, folder))
         runs.append(Run(number, seed, folder, words))
     return runs
 

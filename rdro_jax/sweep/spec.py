@@ -15,11 +15,13 @@ from rdro_jax.config.loader import read_text
 from rdro_jax.config.schema import Name
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import Loss
-from rdro_jax.sweep.space import Point, Space, flatten, read_space
+from rdro_jax.sweep.space import Domain, Point, Space, flatten, read_space
 
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 """Chips of a slot -> how they lie on the board, as libtpu is told."""
 LOSSES = tuple(kind.name for kind in get_args(Loss))
+BASE = "base"
+"""The axis of a sweep over several configs."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    base: Name
-    """Config of every trial, relative to the sweep file."""
+    base: Name | tuple[Name, ...]
+    """Config of every trial, relative to the sweep file; a list of them is an axis of the space, called `base`."""
     output_dir: Name
     """Folder of the sweep; the same folder again resumes it."""
     set: dict[str, Any] = {}
@@ -147,8 +149,8 @@ class LoadedSweep:
 
     sweep: Sweep
     space: Space
-    config_file: Path
-    """The file `base` names."""
+    home: Path
+    """Folder of the sweep file."""
     fixed: Point
     """Dotted keys of `set`, and what all trials share."""
 
@@ -162,15 +164,27 @@ class LoadedSweep:
         """Points the sweep is to try."""
         return self.sweep.trials or len(self.space.grid())
 
+    def config_file(self, point: Point) -> Path:
+        """The file that a run at `point` starts from."""
+        return self.home / point.get(BASE, self.sweep.base)
+
+    def bases(self) -> list[Config]:
+        """A config for each file that `base` names. Raises: ConfigError."""
+        first = {point.get(BASE): point for point in reversed([*self.space.probes()])}
+        return [self.config(point) for point in reversed(first.values())]
+
     def overrides(self, point: Point, output_dir: Path) -> list[str]:
         """`key=value` arguments of a run at `point` in `output_dir`."""
         # JSON is YAML, and tells "1" from 1.
-        values = self.fixed | point | {"output_dir": str(output_dir)}
+        values = {key: value for key, value in (self.fixed | point).items() if key != BASE}
+        values["output_dir"] = str(output_dir)
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
     def config(self, point: Point, output_dir: Path | None = None) -> Config:
         """Config of a run at `point`. Raises: ConfigError."""
-        return load_config(self.config_file, self.overrides(point, output_dir or self.folder / "trials" / "0000"))
+        return load_config(
+            self.config_file(point), self.overrides(point, output_dir or self.folder / "trials" / "0000")
+        )
 
 
 def load_sweep(path: str | Path) -> LoadedSweep:
@@ -187,12 +201,16 @@ def load_sweep(path: str | Path) -> LoadedSweep:
         raise ConfigError(_placed(layer, str(error), str(path))) from error
     try:
         space = read_space(sweep.space, LOSSES)
+        if BASE in space.common:
+            raise ConfigError("space.base: no key of a config; several configs to start from are a list in 'base'")
+        if isinstance(sweep.base, tuple):
+            space.common[BASE] = Domain("choice", sweep.base)
         if sweep.sampler.name == "grid":
             space.grid()
         _check_apart(sweep, space)
     except ConfigError as error:
         raise ConfigError(_placed(layer, str(error), str(path))) from error
-    loaded = LoadedSweep(sweep, space, Path(path).parent / sweep.base, flatten(sweep.set))
+    loaded = LoadedSweep(sweep, space, Path(path).parent, flatten(sweep.set))
     _check_points(loaded, layer, str(path))
     return replace(loaded, fixed=_shared(loaded) | loaded.fixed)
 

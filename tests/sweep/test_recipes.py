@@ -12,7 +12,7 @@ from rdro_jax.sweep.spec import Sweep, load_sweep
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
-RUNS = {"losses": 24, "paper": 9, "quickstart": 4, "study": 18}
+RUNS = {"losses": 24, "paper": 72, "quickstart": 4, "study": 18}
 """Commands that a dry run prints: points x seeds; of tpe, its random start."""
 
 

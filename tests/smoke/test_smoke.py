@@ -1,0 +1,81 @@
+"""`rdro train --smoke`: what it replaces, what it keeps, and that recipes run by it. `make smoke` runs all of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rdro_jax import cli
+from rdro_jax.config import load_config
+from rdro_jax.data import Source
+from rdro_jax.models import ModelConfig
+from rdro_jax.smoke.run import shrink
+from rdro_jax.smoke.standins import tiny_like, write_rows
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("paper/*.yaml"), *CONFIGS.glob("two-stage/*.yaml")])
+CHEAP = ("model.compute_dtype=float32", "model.remat=none", "num_microbatches=1")
+"""What a compile costs most by; `make test` runs one recipe, without these."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        pytest.param(CONFIGS / "iterated.yaml", CHEAP, id="cheap"),
+        *(pytest.param(path, (), marks=pytest.mark.smoke, id=str(path.relative_to(CONFIGS))) for path in RECIPES),
+    ],
+)
+def test_recipe_runs(recipe, changes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--smoke", str(recipe), *changes]) == 0
+    assert "3 steps of" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("loss", ["ddro", "kto", "bco", "dpo", "simpo", "cpo", "orpo"])
+@pytest.mark.parametrize("model", ["qwen3-0.6b", "qwen2.5-3b", "llama-3.2-3b"])
+def test_losses_and_families_run(loss, model):
+    preset = f"model.path={CONFIGS / 'models' / f'{model}.yaml'}"
+    assert cli.main(["train", "--smoke", str(CONFIGS / "rdro.yaml"), preset, f"loss={{name: {loss}}}"]) == 0
+
+
+def test_a_stand_in_has_the_options_of_its_preset():
+    """Beside each other: what presets say of an architecture and what their stand-ins say."""
+    for file in sorted((CONFIGS / "models").glob("*.yaml")):
+        text, tiny = file.read_text(), tiny_like(str(file))
+        assert f"model_type: {tiny.model_type}" in text
+        assert f"tie_word_embeddings: {str(tiny.tie_word_embeddings).lower()}" in text
+        assert ("rope_type: llama3" in text) == (tiny.rope.kind == "llama3")
+        assert (tiny.moe is not None) == ("num_experts" in text)
+        assert tiny.qkv_bias == (tiny.model_type == "qwen2")
+        assert tiny.n_heads > tiny.n_kv_heads
+        assert tiny.d_model == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("hub:Qwen/Qwen3-4B", "qwen3"), ("hub:Qwen/Qwen2.5-3B", "qwen2"), ("models/base", "llama")],
+)
+def test_a_name_tells_the_family(name, family):
+    assert isinstance(tiny_like(name), ModelConfig)
+    assert tiny_like(name).model_type == family
+
+
+def test_rows_stand_under_the_columns_of_their_source(tmp_path):
+    columns = (("completion", "answer.text"), ("label", "stars"))
+    source = Source("ratings.parquet", split="train", column_map=columns, label_threshold=4.0, weight=2.0)
+    written = write_rows(tmp_path / "rows.jsonl", source, prompts=2, paired=False)
+    rows = [json.loads(line) for line in Path(written.path).read_text().splitlines()]
+    assert [row["stars"] for row in rows] == [4.0, 3.0, 4.0, 3.0]
+    assert rows[0]["answer"]["text"][0]["role"] == "assistant"
+    assert (written.column_map, written.label_threshold, written.split) == (columns, 4.0, None)
+
+
+def test_what_is_the_recipes_own_stays(tmp_path):
+    config = load_config(CONFIGS / "iterated.yaml", ["optimizer.mu_dtype=bfloat16", "data.batching=balanced"])
+    small = shrink(config, tmp_path)
+    assert (small.loss, small.optimizer.mu_dtype, small.data.batching) == (config.loss, "bfloat16", "balanced")
+    assert (small.model.compute_dtype, small.model.remat, small.num_microbatches) == ("bfloat16", "full", 2)
+    assert small.data.heldout_fraction == 0.1
+    assert Path(small.model.path).parent == Path(small.output_dir).parent == tmp_path
