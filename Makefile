@@ -5,7 +5,7 @@ PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
 LAUNCH_ENV := .launch/.installed
 
-.PHONY: help setup quickstart test parity faults smoke bench bench-trl plans sweep-study sweep-faults launch-check slurm-check docs lint clean
+.PHONY: help setup quickstart test parity faults smoke bench bench-trl plans sweep-study sweep-faults launch-check slurm-check wheel-check docs lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -74,6 +74,9 @@ slurm-check: $(ENV)  ## the SLURM part of it: a cluster of two nodes on this mac
 
 docs: $(ENV)     ## the documents as a site, in site/; ends at the first warning or broken link
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+
+wheel-check: $(ENV)  ## build the wheel, install it in an environment of its own, use it outside the checkout
+	.venv/bin/python tests/release/check_wheel.py
 
 lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/ruff check .

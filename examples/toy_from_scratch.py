@@ -1,0 +1,60 @@
+"""A transformer from scratch without a config file: SFT makes it the mixture, RDRO moves it to what was liked.
+
+The data: a prompt is one token, and three times in ten its completion repeats it. People like the repetition.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import rdro_jax as rj
+
+MODEL = rj.ModelConfig(
+    "llama", vocab_size=16, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=64, remat="none"
+)
+ALPHA = 0.3
+
+
+def make_batch(key: jax.Array, rows: int) -> rj.Batch:
+    """Rows of one example each: a prompt token and a completion token, liked where they are the same."""
+    prompt = jax.random.randint(key, (rows,), 0, 16)
+    liked = jnp.arange(rows) < ALPHA * rows
+    tokens = jnp.stack([prompt, jnp.where(liked, prompt, (prompt + 1) % 16)], axis=1)
+    return rj.Batch(
+        tokens=tokens,
+        positions=jnp.broadcast_to(jnp.arange(2), tokens.shape),
+        segment_ids=jnp.ones_like(tokens),
+        loss_mask=jnp.broadcast_to(jnp.array([True, False]), tokens.shape),  # where the *next* token is scored
+        desirable=liked[:, None],
+        weight=jnp.ones((rows, 1)),
+        reference_logps=jnp.zeros((rows, 1)),
+    )
+
+
+def fit(params, loss, batch: rj.Batch, steps: int):
+    """The parameters after `steps` of AdamW; the batch's reference is the model as it is now."""
+    forward = lambda params, batch: rj.completion_logps(params, MODEL, batch)  # noqa: E731
+    batch = batch._replace(reference_logps=forward(params, batch))
+    optimizer = optax.adamw(1e-2)
+    step = jax.jit(rj.make_train_step(forward, loss, optimizer))
+    state = rj.init_state(params, optimizer, loss)
+    for _ in range(steps):
+        state, _ = step(state, batch)
+    return state.params
+
+
+def main() -> dict[str, float]:
+    """Mean probability of the liked completion after each stage: the mixture has 0.3, p+ has 1."""
+    batch = make_batch(jax.random.key(0), rows=160)
+    params = rj.init_params(MODEL, jax.random.key(1))
+    found = {}
+    for name, loss in {"sft": rj.losses.SFT(), "rdro": rj.losses.RDRO(alpha=ALPHA)}.items():
+        params = fit(params, loss, batch, steps=60)
+        probabilities = jnp.exp(rj.completion_logps(params, MODEL, batch))
+        found[name] = float(probabilities[batch.desirable].mean())
+        print(f"after {name}: {found[name]:.2f}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
