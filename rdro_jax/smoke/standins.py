@@ -13,7 +13,15 @@ from transformers import PreTrainedTokenizerFast
 from rdro_jax.data import Source
 from rdro_jax.models import ModelConfig, RopeConfig, init_params, load_config, load_preset, save_model
 
-SIZES = {"vocab_size": 320, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 64}
+SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 8,
+    "d_ff": 64,
+}
 """Widths that divide over eight devices; a token for every byte, and room for the control tokens."""
 EXPERTS = {"n_experts": 4, "n_active": 2, "d_expert": 16}
 LLAMA = ModelConfig("llama", **SIZES, rope=RopeConfig("llama3", theta=500000.0, factor=8.0))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORT_SECONDS, HELP_SECONDS, QUICKSTART_SECONDS = 2.0, 0.5, 1800
+IMPORT_SECONDS, USE_SECONDS, HELP_SECONDS, QUICKSTART_SECONDS = 2.0, 20.0, 0.5, 1800
 FIRST_STEP = re.compile(r"step +1/")
 PIP = ("-m", "pip", "--disable-pip-version-check")
 
@@ -32,6 +32,8 @@ def main(extras: list[str]) -> None:
         outside = Path(scratch) / "outside"
         outside.mkdir()
         print(f"import rdro_jax: {fastest([python, '-c', 'import rdro_jax'], outside, IMPORT_SECONDS):.2f} s")
+        train = "import rdro_jax; rdro_jax.train, rdro_jax.load_config, rdro_jax.losses"
+        print(f"and what a run needs of it: {fastest([python, '-c', train], outside, USE_SECONDS):.2f} s")
         print(f"rdro --help: {fastest([rdro(python), '--help'], outside, HELP_SECONDS):.2f} s")
         begin_quickstart(rdro(python), outside)
         for extra in extras or sorted(PROJECT["optional-dependencies"]):
