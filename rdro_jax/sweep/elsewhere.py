@@ -125,7 +125,7 @@ class SkyExecutor:
 
     def __init__(self, config: Sky):
         if shutil.which("sky") is None:
-            raise ConfigError("executor.name: sky needs SkyPilot's command: pip install skypilot, then sky check")
+            raise ConfigError("executor.name: sky needs SkyPilot's command: pipx install skypilot, then sky check")
         if not Path(config.task).is_file():
             raise ConfigError(f"executor.task: no file '{config.task}'; wanted a SkyPilot task")
         self._config = config
