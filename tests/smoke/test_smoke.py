@@ -33,8 +33,14 @@ def test_recipe_runs(recipe, changes, tmp_path, monkeypatch, capsys):
 
 
 OTHERS = {
-    **{"ddro": "qwen3-0.6b", "kto": "qwen2.5-3b", "apo_zero_unpaired": "llama-3.2-3b", "bco": "qwen3-30b-a3b"},
-    **{"dpo": "llama-3.1-8b", "simpo": "qwen3-8b", "cpo": "qwen2.5-1.5b", "orpo": "llama-3.2-1b"},
+    "ddro": "qwen3-0.6b",
+    "kto": "qwen2.5-3b",
+    "apo_zero_unpaired": "llama-3.2-3b",
+    "bco": "qwen3-30b-a3b",
+    "dpo": "llama-3.1-8b",
+    "simpo": "qwen3-8b",
+    "cpo": "qwen2.5-1.5b",
+    "orpo": "llama-3.2-1b",
 }
 """Losses of no recipe here, each with an architecture."""
 
