@@ -5,8 +5,10 @@ import inspect
 from typing import Any
 
 PACKAGES = ["losses", "models", "generate", "data", "train", "parallel", "config", "evaluate", "plan", "report"]
-PACKAGES += ["sweep", "launch", "study", "quickstart", "cli"]
+PACKAGES += ["launch", "study", "quickstart", "cli"]
 MODULES = ["batch", "errors", "hub", "run_files", "optim", "checkpoint", "export", "losses.diagnostics"]
+SWEEP = {"spec": "load_sweep", "run": "run", "points": "dry_run", "status": "show_status"}
+"""Of `rdro_jax.sweep`, which itself imports nothing: `rdro sweep FILE --status` needs no Optuna."""
 
 
 def public_names() -> dict[str, Any]:
@@ -17,6 +19,9 @@ def public_names() -> dict[str, Any]:
         for value in (getattr(module, each) for each in _names(module)):
             if inspect.isroutine(value) or inspect.isclass(value):
                 found[f"{value.__module__}.{value.__qualname__}"] = value
+    for name, function in SWEEP.items():
+        module = importlib.import_module(f"rdro_jax.sweep.{name}")
+        found[f"{module.__name__}.{function}"] = getattr(module, function)
     return found
 
 

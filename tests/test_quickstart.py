@@ -280,7 +280,7 @@ def test_the_story_from_rows_to_summary(tmp_path: Path, monkeypatch: pytest.Monk
     ] * 5
     assert {path.name for path in (out / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert (out / "run.png").read_bytes().startswith(b"\x89PNG")
-    assert "score after" in (out / "report.html").read_text()
+    assert "after, score +0.000" in (out / "report.html").read_text()
     stages = [load_file(at / "model.safetensors") for at in (model, out / "1-sft", out / "2-rdro", out / "model")]
     before, sft, rdro, exported = (stage["model.embed_tokens.weight"] for stage in stages)
     assert np.abs(sft - before).max() > 0

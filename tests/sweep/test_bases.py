@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from rdro_jax.errors import ConfigError
-from rdro_jax.sweep import dry_run
+from rdro_jax.sweep.points import dry_run
 from rdro_jax.sweep.run import identity
 from rdro_jax.sweep.spec import load_sweep
 
