@@ -1,7 +1,7 @@
 """What a run leaves in its folder, by name; read without jax, by those who only look."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +26,20 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:
             return
+
+
+def dotted(tree: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """Leaves of nested sections by dotted key, an empty section being a leaf; with `lists`, of lists of sections too.
+
+    >>> dotted({"loss": {"name": "rdro"}, "data": {"train": [{"path": "a"}]}})
+    {'loss.name': 'rdro', 'data.train': [{'path': 'a'}]}
+    >>> dotted({"data": {"train": [{"path": "a"}]}}, lists=True)
+    {'data.train.0.path': 'a'}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if lists and isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = dict(enumerate(value))
+        key = f"{prefix}{name}"
+        flat |= dotted(value, f"{key}.", lists=lists) if isinstance(value, Mapping) and value else {key: value}
+    return flat

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import jax
 from jaxtyping import Array, Float
 
-from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.base import LossInputs
 from rdro_jax.losses.numerics import Scalar
-from rdro_jax.losses.preference import PreferenceLoss, check_positive, split_pairs
+from rdro_jax.losses.preference import PairedLoss
 
 
 def cpo(
@@ -29,25 +29,15 @@ def cpo(
 
 
 @dataclass(frozen=True)
-class CPO(PreferenceLoss):
+class CPO(PairedLoss):
     """Contrastive preference optimisation from pairs, without a reference (arXiv:2401.08417)."""
 
     needs_reference: ClassVar[bool] = False
-    paired: ClassVar[bool] = True
-
-    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["cpo"] = "cpo"
-    beta: float = 0.1
-    """Inverse temperature of the contrast, per nat."""
     sft_weight: float = 1.0
     """Weight of the chosen completion's negative log-likelihood, in nats per token."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive("beta", self.beta)
-
-    def __call__(self, x: LossInputs) -> Weighted:
-        """Return the loss of each pair on its members, weighted once per pair."""
-        chosen, rejected = split_pairs(x)
-        return self.of_pairs(cpo(chosen.policy_logps, rejected.policy_logps, beta=self.beta), chosen, rejected)
+    def of_pairs(self, chosen: LossInputs, rejected: LossInputs) -> Float[Array, "pairs"]:
+        """Return the loss of each pair."""
+        return cpo(chosen.policy_logps, rejected.policy_logps, beta=self.beta)

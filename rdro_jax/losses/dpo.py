@@ -1,15 +1,15 @@
 """Direct preference optimisation (arXiv:2305.18290) and the losses that share its shape."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.base import LossInputs
 from rdro_jax.losses.numerics import Scalar
-from rdro_jax.losses.preference import PreferenceLoss, check, check_positive, split_pairs
+from rdro_jax.losses.preference import PairedLoss, check
 
 Kind = Literal["sigmoid", "robust", "ipo", "hinge", "nca_pair", "sppo_hard"]
 SMOOTHED = ("sigmoid", "robust")
@@ -80,12 +80,8 @@ def dpo(
 
 
 @dataclass(frozen=True)
-class DPO(PreferenceLoss):
+class DPO(PairedLoss):
     """Direct preference optimisation from pairs (arXiv:2305.18290)."""
-
-    paired: ClassVar[bool] = True
-
-    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["dpo"] = "dpo"
     kind: Kind = "sigmoid"
@@ -97,16 +93,14 @@ class DPO(PreferenceLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("beta", self.beta)
         smoothing = self.label_smoothing
         check("label_smoothing", smoothing, 0 <= smoothing < 0.5, "a number from 0 to below 0.5")
         read = not smoothing or self.kind in SMOOTHED
         check("label_smoothing", smoothing, read, f"0: kind {self.kind} has none; or loss.kind: sigmoid or robust")
 
-    def __call__(self, x: LossInputs) -> Weighted:
-        """Return the loss of each pair on its members, weighted once per pair."""
-        chosen, rejected = split_pairs(x)
-        values = dpo(
+    def of_pairs(self, chosen: LossInputs, rejected: LossInputs) -> Float[Array, "pairs"]:
+        """Return the loss of each pair."""
+        return dpo(
             chosen.policy_logps,
             rejected.policy_logps,
             chosen.reference_logps,
@@ -117,4 +111,3 @@ class DPO(PreferenceLoss):
             chosen_lengths=chosen.lengths,
             rejected_lengths=rejected.lengths,
         )
-        return self.of_pairs(values, chosen, rejected)

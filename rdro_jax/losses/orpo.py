@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.base import LossInputs
 from rdro_jax.losses.numerics import Scalar, log1mexp
-from rdro_jax.losses.preference import PreferenceLoss, check_positive, split_pairs
+from rdro_jax.losses.preference import PairedLoss
 from rdro_jax.losses.sft import sft
 
 
@@ -48,13 +48,10 @@ def _log_odds(nats_per_token):
 
 
 @dataclass(frozen=True)
-class ORPO(PreferenceLoss):
+class ORPO(PairedLoss):
     """Odds ratio preference optimisation from pairs, without a reference (arXiv:2403.07691)."""
 
     needs_reference: ClassVar[bool] = False
-    paired: ClassVar[bool] = True
-
-    traced: ClassVar[tuple[str, ...]] = ("beta",)
 
     name: Literal["orpo"] = "orpo"
     beta: float = 0.1
@@ -62,12 +59,6 @@ class ORPO(PreferenceLoss):
     sft_weight: float = 1.0
     """Weight of the chosen completion's negative log-likelihood, in nats per token."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive("beta", self.beta)
-
-    def __call__(self, x: LossInputs) -> Weighted:
-        """Return the loss of each pair on its members, weighted once per pair."""
-        chosen, rejected = split_pairs(x)
-        values = orpo(chosen.policy_logps, rejected.policy_logps, chosen.lengths, rejected.lengths, beta=self.beta)
-        return self.of_pairs(values, chosen, rejected)
+    def of_pairs(self, chosen: LossInputs, rejected: LossInputs) -> Float[Array, "pairs"]:
+        """Return the loss of each pair."""
+        return orpo(chosen.policy_logps, rejected.policy_logps, chosen.lengths, rejected.lengths, beta=self.beta)

@@ -48,17 +48,6 @@ class PreferenceLoss(LossBase):
             values = values + jnp.where(x.desirable, self.sft_weight * sft(x.policy_logps, x.lengths), 0.0)
         return Weighted(values, x.weight)
 
-    def of_pairs(self, values: Float[Array, "pairs"], chosen: LossInputs, rejected: LossInputs) -> Weighted:
-        """Return a paired loss' values with the SFT term: both members hold the pair's value, the chosen its weight.
-
-        So the sum of weights counts pairs and the batch loss is the mean over them. A pair that lacks a member has
-        weight 0.
-        """
-        if self.sft_weight:
-            values = values + self.sft_weight * sft(chosen.policy_logps, chosen.lengths)
-        weights = jnp.minimum(chosen.weight, rejected.weight)
-        return Weighted(jnp.repeat(values, 2), jnp.stack([weights, jnp.zeros_like(weights)], axis=1).reshape(-1))
-
 
 def split_pairs(x: LossInputs) -> tuple[LossInputs, LossInputs]:
     """The first and the second members of adjacent pairs: chosen, rejected."""
@@ -70,6 +59,38 @@ def split_pairs(x: LossInputs) -> tuple[LossInputs, LossInputs]:
         return LossInputs(policy, reference, lengths, desirable, weight, x.statistics)
 
     return member(0), member(1)
+
+
+@dataclass(frozen=True)
+class PairedLoss(PreferenceLoss):
+    """A loss on pairs of completions, of which one was preferred."""
+
+    paired: ClassVar[bool] = True
+    traced: ClassVar[tuple[str, ...]] = ("beta",)
+
+    beta: float = 0.1
+    """Inverse temperature of the contrast, per nat."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("beta", self.beta)
+
+    def of_pairs(self, chosen: LossInputs, rejected: LossInputs) -> Float[Array, "pairs"]:
+        """Return the loss of each pair, without the SFT term."""
+        raise NotImplementedError
+
+    def __call__(self, x: LossInputs) -> Weighted:
+        """Return each pair's loss with the SFT term: both members hold the value, the chosen the pair's weight.
+
+        So the sum of weights counts pairs and the batch loss is the mean over them. A pair that lacks a member has
+        weight 0.
+        """
+        chosen, rejected = split_pairs(x)
+        values = self.of_pairs(chosen, rejected)
+        if self.sft_weight:
+            values = values + self.sft_weight * sft(chosen.policy_logps, chosen.lengths)
+        weights = jnp.minimum(chosen.weight, rejected.weight)
+        return Weighted(jnp.repeat(values, 2), jnp.stack([weights, jnp.zeros_like(weights)], axis=1).reshape(-1))
 
 
 @dataclass(frozen=True)

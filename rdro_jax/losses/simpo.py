@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import jax
 from jaxtyping import Array, Float, Int
 
-from rdro_jax.losses.base import LossInputs, Weighted
+from rdro_jax.losses.base import LossInputs
 from rdro_jax.losses.numerics import Scalar
-from rdro_jax.losses.preference import PreferenceLoss, check_not_negative, check_positive, split_pairs
+from rdro_jax.losses.preference import PairedLoss, check_not_negative
 from rdro_jax.losses.sft import sft
 
 
@@ -38,11 +38,10 @@ def simpo(
 
 
 @dataclass(frozen=True)
-class SimPO(PreferenceLoss):
+class SimPO(PairedLoss):
     """Simple preference optimisation from pairs, without a reference (arXiv:2405.14734)."""
 
     needs_reference: ClassVar[bool] = False
-    paired: ClassVar[bool] = True
 
     traced: ClassVar[tuple[str, ...]] = ("beta", "gamma")
 
@@ -54,13 +53,11 @@ class SimPO(PreferenceLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("beta", self.beta)
         check_not_negative("gamma", self.gamma)
 
-    def __call__(self, x: LossInputs) -> Weighted:
-        """Return the loss of each pair on its members, weighted once per pair."""
-        chosen, rejected = split_pairs(x)
-        values = simpo(
+    def of_pairs(self, chosen: LossInputs, rejected: LossInputs) -> Float[Array, "pairs"]:
+        """Return the loss of each pair."""
+        return simpo(
             chosen.policy_logps,
             rejected.policy_logps,
             chosen.lengths,
@@ -68,4 +65,3 @@ class SimPO(PreferenceLoss):
             beta=self.beta,
             gamma=self.gamma,
         )
-        return self.of_pairs(values, chosen, rejected)

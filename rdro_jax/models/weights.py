@@ -1,9 +1,10 @@
 """The two-way weight table: which Hugging Face tensor is which of our arrays. Load reads it, save reads it back."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 Index = tuple[slice, ...]
 
@@ -79,21 +80,11 @@ HEAD = Weight("lm_head.weight", "lm_head/embedding", IDENTITY)
 """The output head of untied models. Tied models do not store it."""
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
     """`{"a": {"b": x}}` as `{"a/b": x}`."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+    return cast(dict[str, Any], flatten_dict(tree, sep="/"))
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     """`{"a/b": x}` as `{"a": {"b": x}}`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
+    return unflatten_dict(flat, sep="/")

@@ -20,6 +20,7 @@ from rdro_jax.run_files import (
     METRICS_FILE,
     RESULT_FILE,
     SAMPLES_FILE,
+    dotted,
     read_metrics,
 )
 
@@ -91,10 +92,10 @@ def _load_run(folder: Path, name: str) -> Run:
         path=folder,
         series=gather(lines or ()),
         evaluations=_lines(folder / EVALUATIONS_FILE) or (),
-        config=flatten(_mapping(folder / CONFIG_FILE)),
-        loss=flatten(_mapping(folder / LOSS_FILE)),
-        data=flatten(_mapping(folder / DATA_REPORT_FILE)),
-        environment=flatten(_mapping(folder / ENVIRONMENT_FILE)),
+        config=dotted(_mapping(folder / CONFIG_FILE), lists=True),
+        loss=dotted(_mapping(folder / LOSS_FILE), lists=True),
+        data=dotted(_mapping(folder / DATA_REPORT_FILE), lists=True),
+        environment=dotted(_mapping(folder / ENVIRONMENT_FILE), lists=True),
         samples=_lines(folder / SAMPLES_FILE) or (),
         finished=(folder / RESULT_FILE).exists(),
     )
@@ -114,20 +115,6 @@ def gather(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
                 values.append(np.nan if value is None else float(value))
     series = {key: Series(np.array(steps, float), np.array(values, float)) for key, (steps, values) in points.items()}
     return {key: one for key, one in series.items() if not np.isnan(one.values).all()}
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists of mappings, by dotted key."""
-    if isinstance(tree, Mapping):
-        children = tree.items()
-    elif isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
-        children = enumerate(tree)
-    else:
-        return {prefix: tree} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in children:
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

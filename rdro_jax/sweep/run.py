@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rdro_jax.config import check_inputs
 from rdro_jax.errors import ConfigError, RestartWanted
+from rdro_jax.run_files import dotted
 from rdro_jax.sweep.coordinator import Coordinator
 from rdro_jax.sweep.elsewhere import make_executor
 from rdro_jax.sweep.files import RECORD_FILE
 from rdro_jax.sweep.journal import Journal
 from rdro_jax.sweep.page import write_page
 from rdro_jax.sweep.results import read_trials, write_results
-from rdro_jax.sweep.space import Point, flatten
+from rdro_jax.sweep.space import Point
 from rdro_jax.sweep.spec import MAY_CHANGE, LoadedSweep, differences, load_sweep
 from rdro_jax.train.console import say
 from rdro_jax.train.run import hold_folder, write_json
@@ -113,7 +114,7 @@ def identity(loaded: LoadedSweep) -> Point:
     """What decides the numbers of a sweep, by dotted key: of its file, and of the config it starts from."""
     sweep = loaded.sweep.model_dump(mode="json", exclude={*MAY_CHANGE, "base", "output_dir", "set"})
     base, *others = map(run_identity, loaded.bases())
-    point = flatten(sweep) | {f"base.{key}": value for key, value in base.items()}
+    point = dotted(sweep) | {f"base.{key}": value for key, value in base.items()}
     for number, other in enumerate(others, 1):
         point |= {f"base[{number}].{key}": value for key, value in other.items() if value != base.get(key)}
     return json.loads(json.dumps(point))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import chain, product
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,10 +182,3 @@ def _short(value: float, low: float, high: float) -> float:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Point:
-    """Nested sections -> dotted keys; an empty section is a value."""
-    nested = {k: v for k, v in values.items() if isinstance(v, dict) and v}
-    plain = {f"{prefix}{k}": v for k, v in values.items() if k not in nested}
-    return plain | dict(chain.from_iterable(flatten(v, f"{prefix}{k}.").items() for k, v in nested.items()))

@@ -15,7 +15,8 @@ from rdro_jax.config.loader import read_text
 from rdro_jax.config.schema import Name
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import Loss
-from rdro_jax.sweep.space import Domain, Point, Space, flatten, read_space
+from rdro_jax.run_files import dotted
+from rdro_jax.sweep.space import Domain, Point, Space, read_space
 
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 """Chips of a slot -> how they lie on the board, as libtpu is told."""
@@ -210,7 +211,7 @@ def load_sweep(path: str | Path) -> LoadedSweep:
         _check_apart(sweep, space)
     except ConfigError as error:
         raise ConfigError(_placed(layer, str(error), str(path))) from error
-    loaded = LoadedSweep(sweep, space, Path(path).parent, flatten(sweep.set))
+    loaded = LoadedSweep(sweep, space, Path(path).parent, dotted(sweep.set))
     _check_points(loaded, layer, str(path))
     return replace(loaded, fixed=_shared(loaded) | loaded.fixed)
 
@@ -220,10 +221,10 @@ def _check_apart(sweep: Sweep, space: Space) -> None:
     keys = [*space.common, *(key for own in space.losses.values() for key in own)]
     if sweep.seeds and "seed" in keys:
         raise ConfigError("seeds: 'seed' is a key of the space too; keep one of the two")
-    for section, used in (("space", keys), ("set", flatten(sweep.set))):
+    for section, used in (("space", keys), ("set", dotted(sweep.set))):
         if "output_dir" in used:
             raise ConfigError(f"{section}.output_dir: each run gets a folder of its own below the sweep's")
-    for key in flatten(sweep.set):
+    for key in dotted(sweep.set):
         if key in keys:
             raise ConfigError(f"set.{key}: a key of the space too; keep one of the two")
 

@@ -13,11 +13,11 @@ from rdro_jax.errors import DivergedError, RecordError
 from rdro_jax.losses import LossBase
 from rdro_jax.optim import make_schedule
 from rdro_jax.parallel import is_first, path_name
-from rdro_jax.run_files import EVALUATIONS_FILE, METRICS_FILE
+from rdro_jax.run_files import EVALUATIONS_FILE, METRICS_FILE, dotted
 from rdro_jax.train.console import Report, say
 from rdro_jax.train.dataset import Evaluation
 from rdro_jax.train.metrics import MetricsWriter, Window
-from rdro_jax.train.run import RunFolder, flatten
+from rdro_jax.train.run import RunFolder
 from rdro_jax.train.speed import Speed
 from rdro_jax.train.trackers import Told, Trackers
 
@@ -39,7 +39,7 @@ class Recorder:
         self._rates = np.asarray(jax.jit(jax.vmap(make_schedule(config.optimizer, num_steps)))(np.arange(num_steps)))
         files = (METRICS_FILE, EVALUATIONS_FILE) if is_first() else ()
         self._writers = {name: MetricsWriter(run.path / name, resume_step=run.resume_step) for name in files}
-        told = Told(run.path, flatten(config.model_dump(mode="json")), run.resume_step)
+        told = Told(run.path, dotted(config.model_dump(mode="json")), run.resume_step)
         self._trackers = Trackers(config.report_to if is_first() else (), told)
         self._held: tuple[int, Any, float] | None = None
         self._window, self._since, self._waited = Window(loss, run.window), time.monotonic(), 0.0

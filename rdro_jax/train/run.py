@@ -29,6 +29,7 @@ from rdro_jax.run_files import (
     LOCK_FILE,
     LOSS_FILE,
     RESULT_FILE,
+    dotted,
 )
 from rdro_jax.train.console import say
 from rdro_jax.train.mirror import pull
@@ -233,16 +234,8 @@ def environment() -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run, by dotted key: the config without what a resumed run may change."""
-    flat = flatten(config.model_dump(mode="json"))
+    flat = dotted(config.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if not {key, key.partition(".")[0]} & {*MAY_CHANGE}}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _check_same_run(who: str, saved: dict[str, Any], config: Config) -> None:

@@ -13,7 +13,7 @@ import pytest
 from rdro_jax.errors import CheckpointError, ConfigError
 from rdro_jax.report import load_runs, read_status
 from rdro_jax.report.charts import MOST_POINTS, thin
-from rdro_jax.report.runs import Series, flatten, gather, short_names
+from rdro_jax.report.runs import Series, gather, short_names
 
 
 def test_metrics_become_series_over_their_own_steps():
@@ -34,11 +34,6 @@ def test_a_thinned_curve_keeps_order_ends_and_every_spike():
     assert {1234.0, 7777.0} <= {*thinned.steps}
     assert np.isnan(thinned.values).any()
     np.testing.assert_array_equal(thinned.values, values[thinned.steps.astype(int)])
-
-
-def test_trees_become_dotted_keys():
-    tree = {"a": {"b": 1}, "sources": [{"path": "x"}], "list": [1, 2], "none": {}}
-    assert flatten(tree) == {"a.b": 1, "sources.0.path": "x", "list": [1, 2]}
 
 
 def test_names_are_as_short_as_tells_them_apart(tmp_path):
