@@ -28,7 +28,7 @@ def bench_checkpoint(size: Size) -> dict[str, float]:
     """Seconds of a step, of the part of a save that keeps the loop waiting, and of all of it; CPU-seconds likewise."""
     batch = batch_of(make_examples(size, np.full(size.rows, size.seq)), [[row] for row in range(size.rows)], size)
     items = state_items(
-        init_state(init_params(make_model(size), jax.random.key(size.seed)), optax.adamw(1e-6), RDRO(alpha=0.5))
+        init_state(init_params(make_model(size), jax.random.key(size.seed)), RDRO(alpha=0.5), optax.adamw(1e-6))
     )
     with tempfile.TemporaryDirectory() as folder:
         run, steps, blocked = Path(folder), count(1), []

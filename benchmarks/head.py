@@ -15,13 +15,13 @@ Logps = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def log_softmax_logps(hidden: jax.Array, head: jax.Array, targets: jax.Array, scored: jax.Array) -> jax.Array:
-    """One entry of log softmax over [rows, seq, vocab], as most trainers write it."""
-    return jnp.where(scored, picked(jax.nn.log_softmax(hidden @ head.T), targets), 0)
+    """One entry of log softmax over [rows, seq, vocab], as most trainers write it; head as [d_model, vocab]."""
+    return jnp.where(scored, picked(jax.nn.log_softmax(hidden @ head), targets), 0)
 
 
 def logsumexp_logps(hidden: jax.Array, head: jax.Array, targets: jax.Array, scored: jax.Array) -> jax.Array:
     """One logit less the log of the sum over the vocabulary: the leanest dense form."""
-    logits = hidden @ head.T
+    logits = hidden @ head
     return jnp.where(scored, picked(logits, targets) - jax.nn.logsumexp(logits, axis=-1), 0)
 
 
@@ -56,7 +56,7 @@ def compile_head(size: Size, logps: Logps, wanted: tuple[int, ...], share: float
     head = 0.02 * jax.random.normal(keys[1], (size.vocab, size.d_model))
     targets = jax.random.randint(keys[2], tokens, 0, size.vocab)
     scored = jax.random.uniform(keys[3], tokens) < share
-    arguments = (hidden, head, targets, scored)
+    arguments = (hidden, head if logps is token_logps else head.T, targets, scored)
     summed = jax.value_and_grad(lambda *arrays: logps(*arrays).sum(), wanted)
     program = jax.jit(summed).lower(*arguments).compile()
     return program.memory_analysis().temp_size_in_bytes, lambda: program(*arguments)

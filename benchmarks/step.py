@@ -60,7 +60,7 @@ def make_step(size: Size) -> tuple[Any, TrainState]:
     """The jitted step, not compiled, and the state it starts from."""
     model, loss, optimizer = make_model(size), RDRO(alpha=0.5), optax.adamw(1e-6)
     step = make_train_step(lambda params, batch: completion_logps(params, model, batch), loss, optimizer)
-    state = init_state(init_params(model, jax.random.key(size.seed)), optimizer, loss)
+    state = init_state(init_params(model, jax.random.key(size.seed)), loss, optimizer)
     return jax.jit(step), state
 
 

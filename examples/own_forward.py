@@ -34,7 +34,7 @@ def main() -> float:
     batch = batch._replace(reference_logps=bigram_logps(table, batch))
     loss, optimizer = rj.losses.RDRO(alpha=float(batch.desirable.mean())), optax.adam(0.05)
     step = jax.jit(rj.make_train_step(bigram_logps, loss, optimizer, num_microbatches=4))
-    state = rj.init_state(table, optimizer, loss)
+    state = rj.init_state(table, loss, optimizer)
     for _ in range(50):
         state, metrics = step(state, batch)
     ratio = bigram_logps(state.params, batch) - batch.reference_logps

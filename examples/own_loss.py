@@ -37,7 +37,7 @@ def main() -> dict[str, float]:
     )
     loss, optimizer = Hinge(margin=2.0), optax.sgd(0.5)
     step = jax.jit(rj.make_train_step(lambda params, batch: params, loss, optimizer))
-    state = rj.init_state(batch.reference_logps, optimizer, loss)
+    state = rj.init_state(batch.reference_logps, loss, optimizer)
     for _ in range(10):
         state, _ = step(state, batch)
     liked, other = (state.params - batch.reference_logps)[0]

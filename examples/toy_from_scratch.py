@@ -37,7 +37,7 @@ def fit(params, loss, batch: rj.Batch, steps: int):
     batch = batch._replace(reference_logps=forward(params, batch))
     optimizer = optax.adamw(1e-2)
     step = jax.jit(rj.make_train_step(forward, loss, optimizer))
-    state = rj.init_state(params, optimizer, loss)
+    state = rj.init_state(params, loss, optimizer)
     for _ in range(steps):
         state, _ = step(state, batch)
     return state.params

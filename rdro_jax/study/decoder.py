@@ -170,7 +170,7 @@ def align(
     def run(params, weight, reference_logps):
         batch = task.batch._replace(weight=weight, reference_logps=reference_logps)
         advance = lambda state, _: (step(state, batch)[0], None)  # noqa: E731
-        return jax.lax.scan(advance, init_state(params, optimizer, loss), length=steps)[0].params
+        return jax.lax.scan(advance, init_state(params, loss, optimizer), length=steps)[0].params
 
     known = jnp.zeros_like(weights) if reference_logps is None else reference_logps
     return jax.jit(jax.vmap(run))(params, weights, known)

@@ -159,7 +159,7 @@ def load_state(
     if run.resume_step == 0:
         trained = load_base(config, policy) if config.model.lora is None else start_adapters(config, policy)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract._replace(frozen=()))
-        make = jax.jit(lambda p: init_state(p, optimizer, loss), out_shardings=shardings, donate_argnums=0)
+        make = jax.jit(lambda p: init_state(p, loss, optimizer), out_shardings=shardings, donate_argnums=0)
         return make(trained)._replace(frozen=frozen)
     say(f"{run.path}: resuming after step {run.resume_step}")
     return abstract._replace(**load_items(run.path, run.resume_step, state_items(abstract)), frozen=frozen)

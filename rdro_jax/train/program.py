@@ -68,8 +68,8 @@ def _numbers(config: Config, loss: Loss) -> dict[str, float]:
 def abstract_state(config: Config, policy: Policy, loss: Loss, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, types and shardings of a run's state; no array is made."""
     trained = trained_shapes(config, policy)
-    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, loss), trained)
-    state = _placed(shapes, state_shardings(trained, optimizer, loss, policy.mesh, offload=config.optimizer.offload))
+    shapes = jax.eval_shape(lambda p: init_state(p, loss, optimizer), trained)
+    state = _placed(shapes, state_shardings(trained, loss, optimizer, policy.mesh, offload=config.optimizer.offload))
     if config.model.lora is None:
         return state
     return state._replace(

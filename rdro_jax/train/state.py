@@ -33,13 +33,13 @@ class TrainState(NamedTuple):
     """Parameters that are read and never changed (the base of adapters); () where all are trained."""
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, loss: LossFunction) -> TrainState:
+def init_state(params: Any, loss: LossFunction, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first step.
 
     >>> import jax, optax, rdro_jax as rj
     >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
     >>> params = rj.init_params(rj.ModelConfig("llama", vocab_size=32, **shape), jax.random.key(0))
-    >>> state = init_state(params, optax.adamw(1e-6), rj.losses.BCO())
+    >>> state = init_state(params, rj.losses.BCO(), optax.adamw(1e-6))
     >>> int(state.step), sorted(state.running)
     (0, ['delta', 'examples'])
     """
@@ -56,8 +56,8 @@ def state_items(state: TrainState) -> dict[str, Any]:
 
 def state_shardings(
     abstract_params: Any,
-    optimizer: optax.GradientTransformation,
     loss: LossFunction,
+    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     offload: bool = False,
@@ -69,7 +69,7 @@ def state_shardings(
     Pinned on every jit that makes a state: left to itself the compiler puts every moment on device 0.
     """
     params = param_shardings(abstract_params, mesh)
-    abstract = jax.eval_shape(lambda p: init_state(p, optimizer, loss), abstract_params)
+    abstract = jax.eval_shape(lambda p: init_state(p, loss, optimizer), abstract_params)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,

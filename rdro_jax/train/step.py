@@ -57,7 +57,7 @@ def make_train_step(
     >>> params = {"logps": batch.reference_logps}
     >>> loss, optimizer = rj.losses.RDRO(alpha=0.5), optax.sgd(0.1)
     >>> step = jax.jit(rj.make_train_step(forward, loss, optimizer))
-    >>> state, metrics = step(rj.init_state(params, optimizer, loss), batch)
+    >>> state, metrics = step(rj.init_state(params, loss, optimizer), batch)
     >>> f"{metrics['loss'] / metrics['weight']:.3f} nats"  # 2 log 2, for the policy is the reference
     '1.386 nats'
     >>> print((state.params["logps"] - batch.reference_logps).round(3))  # nats: one up, the other down

@@ -33,7 +33,7 @@ def test_the_loss_of_the_page_trains():
         """A policy with one number per label."""
         return batch.reference_logps + jnp.where(batch.desirable, params["liked"], params["other"])
 
-    state = init_state({"liked": jnp.float32(0.3), "other": jnp.float32(-0.2)}, optimizer, loss)
+    state = init_state({"liked": jnp.float32(0.3), "other": jnp.float32(-0.2)}, loss, optimizer)
     state, metrics = jax.jit(rj.make_train_step(forward, loss, optimizer, num_microbatches=2))(state, batch)
     # values log(1 + exp(-+2 s)): by hand, slopes -+2 sigmoid(-+2 s) times the half of the examples
     values = np.log1p(np.exp([-0.6, -0.4]))

@@ -27,7 +27,7 @@ COLLECTIVE = re.compile(r"= (.*?) (?:all-gather|all-reduce|reduce-scatter|all-to
 
 @functools.cache
 def start():
-    return init_state(init_params(MODEL, jax.random.key(0)), OPTIMIZER, LOSS)
+    return init_state(init_params(MODEL, jax.random.key(0)), LOSS, OPTIMIZER)
 
 
 def make_step(mesh=None):
@@ -61,7 +61,7 @@ def alone(several_blocks):
 )
 def test_eight_devices_equal_one(mesh, alone, capfd):
     mesh = make_mesh(mesh)
-    shardings = state_shardings(abstract_params(MODEL), OPTIMIZER, LOSS, mesh)
+    shardings = state_shardings(abstract_params(MODEL), LOSS, OPTIMIZER, mesh)
     state, batch = jax.device_put(start(), shardings), jax.device_put(BATCH, rows_sharding(mesh))
     compiled = jax.jit(make_step(mesh), out_shardings=(shardings, None)).lower(state, batch).compile()
     # Said by the partitioner where it gives up and gathers; only a compilation that is not cached says anything.

@@ -56,7 +56,7 @@ def test_every_parameter_and_moment_has_its_place():
     assert placed["embed_tokens"]["embedding"].spec == PartitionSpec("tensor", SHARDS)
     assert placed["layers"]["self_attn"]["o_proj"]["kernel"].spec == PartitionSpec(None, "tensor", SHARDS)
     optimizer = make_optimizer(OptimizerConfig(), 10)
-    state = state_shardings(params, optimizer, SFT(), mesh)
+    state = state_shardings(params, SFT(), optimizer, mesh)
     by_name = {path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
     for moment in ("mu", "nu"):
         matches = [spec for name, spec in by_name.items() if name.endswith(f"{moment}/layers/mlp/up_proj/kernel")]

@@ -191,7 +191,7 @@ def our_lines(policy, loss, fed, *, micro_batches=1) -> list[dict[str, float | N
     optimizer = make_optimizer(OptimizerConfig(warmup_ratio=0.0, **OPTIMIZER), STEPS)
     step = jax.jit(rj.make_train_step(forward, loss, optimizer, num_microbatches=micro_batches))
     with_reference = lambda batch: batch._replace(reference_logps=score(params, batch))  # noqa: E731
-    state, lines, per_step = rj.init_state(params, optimizer, loss), [], len(fed) // STEPS
+    state, lines, per_step = rj.init_state(params, loss, optimizer), [], len(fed) // STEPS
     for first in range(0, len(fed), per_step):
         batch = with_reference(pack(fed[first : first + per_step]))
         if loss.needs_mismatched:

@@ -58,7 +58,7 @@ def batch_for(loss, seed=0):
 
 def steps(loss, batches, num_microbatches=1):
     step = jax.jit(make_train_step(forward, loss, OPTIMIZER, num_microbatches=num_microbatches))
-    state, told = init_state(WORDS, OPTIMIZER, loss), []
+    state, told = init_state(WORDS, loss, OPTIMIZER), []
     for each in batches:
         state, metrics = step(state, each)
         told.append(metrics)
@@ -94,7 +94,7 @@ def test_eight_devices_equal_one(loss):
     one_state, [one] = steps(loss, [made])
     mesh = make_mesh(MeshConfig(8, 1, 1))
     step = jax.jit(make_train_step(forward, loss, OPTIMIZER), out_shardings=replicated(mesh))
-    state = jax.device_put(init_state(WORDS, OPTIMIZER, loss), replicated(mesh))
+    state = jax.device_put(init_state(WORDS, loss, OPTIMIZER), replicated(mesh))
     many_state, many = step(state, jax.device_put(made, rows_sharding(mesh)))
     np.testing.assert_allclose(many["loss"] / many["weight"], one["loss"] / one["weight"], rtol=1e-6)
     np.testing.assert_allclose(many_state.params["words"], one_state.params["words"], atol=1e-6, rtol=0)
@@ -132,7 +132,7 @@ def test_the_shift_of_bco_runs_over_all_examples_seen(parts):
     made = [unpaired(batch(seed)) for seed in (0, 5)]
     loss, frozen = BCO(beta=0.5), optax.sgd(0.0)
     step = jax.jit(make_train_step(forward, loss, frozen, num_microbatches=parts))
-    state = init_state(WORDS, frozen, loss)
+    state = init_state(WORDS, loss, frozen)
     seen = []
     for each in made:
         state, told = step(state, each)
@@ -176,7 +176,7 @@ def test_a_loss_without_statistics_costs_one_forward_pass():
 
     made = unpaired(batch())
     step = make_train_step(counted, RDRO(alpha=0.4), OPTIMIZER, num_microbatches=4)
-    jax.make_jaxpr(step)(init_state(WORDS, OPTIMIZER, RDRO(alpha=0.4)), made)
+    jax.make_jaxpr(step)(init_state(WORDS, RDRO(alpha=0.4), OPTIMIZER), made)
     assert {part.tokens.shape[0] for part in traced} == {2}
     assert len(traced) == 2  # once for the shapes of the sums, once in the scan
 
@@ -205,7 +205,7 @@ def test_what_is_trained_beside_a_frozen_part_moves_as_the_whole_would(loss):
     whole, [wanted] = steps(loss, [made])
     assemble = lambda params, state, _: {"words": state.frozen + params["words"]}  # noqa: E731
     step = jax.jit(make_train_step(forward, loss, OPTIMIZER, assemble=assemble))
-    start = init_state(jax.tree.map(jnp.zeros_like, WORDS), OPTIMIZER, loss)._replace(frozen=WORDS["words"])
+    start = init_state(jax.tree.map(jnp.zeros_like, WORDS), loss, OPTIMIZER)._replace(frozen=WORDS["words"])
     after, got = step(start, made)
     np.testing.assert_allclose(got["loss"], wanted["loss"], rtol=1e-6)
     np.testing.assert_array_equal(after.frozen, WORDS["words"])

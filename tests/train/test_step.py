@@ -36,7 +36,7 @@ def ragged():
 
 def step(loss, batch, num_microbatches=1):
     train_step = jax.jit(make_train_step(forward, loss, OPTIMIZER, num_microbatches=num_microbatches))
-    return train_step(init_state(params(), OPTIMIZER, loss), batch)
+    return train_step(init_state(params(), loss, OPTIMIZER), batch)
 
 
 @functools.cache
@@ -88,10 +88,10 @@ def test_moments_in_host_memory_change_no_bit():
     mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
     results = {}
     for offload in (False, True):
-        shardings = state_shardings(abstract_params(CONFIG), OPTIMIZER, loss, mesh, offload=offload)
+        shardings = state_shardings(abstract_params(CONFIG), loss, OPTIMIZER, mesh, offload=offload)
         train_step = make_train_step(forward, loss, OPTIMIZER)
         train_step = offloaded(train_step, shardings) if offload else train_step
-        state = jax.jit(lambda p: init_state(p, OPTIMIZER, loss), out_shardings=shardings)(params())
+        state = jax.jit(lambda p: init_state(p, loss, OPTIMIZER), out_shardings=shardings)(params())
         compiled = jax.jit(train_step, out_shardings=(shardings, None), donate_argnums=0)
         results[offload], _ = compiled(state, jax.device_put(batch, rows_sharding(mesh)))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))

@@ -88,7 +88,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(loss, bad):
     batch = make_batch([(2, 3), (1, 4), (2, 2), (3, 5)], rows=2, slots=2, seq=16, labels=[True, False, True, False])
     optimizer = optax.adam(0.1)
     step = jax.jit(make_train_step(forward, loss, optimizer, num_microbatches=2))
-    state, told = step(init_state({"s": jnp.float32(0.3)}, optimizer, loss), batch)
+    state, told = step(init_state({"s": jnp.float32(0.3)}, loss, optimizer), batch)
     assert told["skipped"] == 0
     poisoned = batch._replace(reference_logps=batch.reference_logps.at[1, 0].set(bad))
     after, told = step(state, poisoned)
