@@ -122,7 +122,7 @@ def test_F3_one_of_two_processes_is_told(home, measured):
     run = Home(home, home / "f3-two")
     uninterrupted = Home(home, home / "f3-two-whole")
     finished(uninterrupted, processes=2)
-    started = train(run, processes=2)
+    started = train(run, processes=2, inject=inject.slow_steps)
     until(logged(run, 4), started)
     began = time.monotonic()
     started.send(signal.SIGTERM, 1)
