@@ -20,8 +20,9 @@ $(ENV): pyproject.toml constraints.txt
 quickstart: $(ENV)  ## align a real pretrained model by RDRO on real human-labelled text
 	.venv/bin/rdro quickstart
 
+# Programs of tests run for less time than they take to optimise; parity, faults and the quickstart compile as users do.
 test: $(ENV)     ## the tests, without torch
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" .venv/bin/python -m pytest -n 2 --dist loadfile
 
 $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 	test -x .parity/bin/python || $(PYTHON) -m venv .parity
@@ -29,7 +30,7 @@ $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 	touch $@
 
 parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an environment of its own
-	.parity/bin/python -m pytest tests/parity
+	.parity/bin/python -m pytest tests/parity -n 2
 
 faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what becomes of them; one: FAULT=F2
 	.venv/bin/python -m pytest tests/faults -m faults -n 2 --dist worksteal $(if $(FAULT),-k $(FAULT)_)
