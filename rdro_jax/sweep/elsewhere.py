@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ class Attempt:
 
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            # Not its wait(): that of `__call__`, which this interrupts, holds the lock it would ask for.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Attempt(self._run, self._command, self._environment))
 
 

@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,29 @@ def test_a_job_that_was_told_to_stop_waits_to_be_requeued(tmp_path, monkeypatch,
     monkeypatch.setattr("rdro_jax.sweep.elsewhere.time.sleep", waited.append)
     assert Attempt(Run(0, None, tmp_path, ()), ["bash", "-c", f"exit {code}"], {})() == code
     assert sum(waited) == seconds
+
+
+@pytest.mark.timeout(20)
+def test_a_job_out_of_time_waits_for_its_run_to_save(tmp_path):
+    """As submitit does: its handler asks for the checkpoint in the middle of the wait for the run."""
+    script = f"trap 'touch {tmp_path}/saved; exit 42' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done"
+    attempt = Attempt(Run(0, None, tmp_path, ()), ["bash", "-c", script], {})
+
+    def requeue(*_):
+        attempt.checkpoint()
+        raise InterruptedError
+
+    def interrupt():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(InterruptedError):
+        attempt()
+    signal.signal(signal.SIGUSR2, before)
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize(("written", "code"), [("42\n", 42), ("3", 3), ("", 137), (None, 137)])
