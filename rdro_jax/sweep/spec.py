@@ -178,6 +178,8 @@ class LoadedSweep:
         """`key=value` arguments of a run at `point` in `output_dir`."""
         # JSON is YAML, and tells "1" from 1.
         values = {key: value for key, value in (self.fixed | point).items() if key != BASE}
+        # A section's name first: where it is another than base's, it drops the section's keys before it.
+        values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".name")))
         values["output_dir"] = str(output_dir)
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
@@ -248,6 +250,8 @@ def _check_points(loaded: LoadedSweep, layer: Layer, path: str) -> None:
         if metric.startswith("eval_") and config.data.eval is None and not config.data.heldout_fraction:
             where = layer.places.get("objective.metric", path)
             raise ConfigError(f"{where}: objective.metric: '{metric}' needs held-out rows; set data.eval in 'set'")
+        if config.checkpoint.mirror is not None:
+            raise ConfigError(f"{path}: checkpoint.mirror: its runs would share one copy; set it to null in 'set'")
 
 
 def _blame(loaded: LoadedSweep, layer: Layer, message: str, path: str, point: Point) -> str:

@@ -166,6 +166,16 @@ def test_a_metric_nobody_has_ends_the_sweep_at_the_first_trial(sweep_file):
     assert len(rows_of(load_sweep(file).folder)) == 1
 
 
+def test_what_is_set_of_a_loss_holds_for_every_loss(sweep_file):
+    """The base's loss is rdro; another name would drop what was said of its section before."""
+    loss = {"alpha": {"choice": [0.3]}, "name": {"choice": ["rdro", "ddro"]}}
+    for space in ({"loss": {"rdro": {}, "ddro": {}}}, {"loss": loss}):
+        sweep = load_sweep(sweep_file(sampler={"name": "grid"}, set={"loss": {"sft_weight": 0.2}}, space=space))
+        configs = [sweep.config(point) for point in sweep.space.grid()]
+        assert {config.loss.name: config.loss.sft_weight for config in configs} == {"rdro": 0.2, "ddro": 0.2}
+        assert "name" not in space["loss"] or [config.loss.alpha for config in configs] == [0.3, 0.3]
+
+
 def test_dry_run_prints_the_command_of_every_run(sweep_file, capsys):
     file = sweep_file(sampler={"name": "tpe", "startup": 2}, trials=5, seeds=[7, 8])
     assert cli.main(["sweep", str(file), "--dry-run"]) == 0
@@ -237,6 +247,7 @@ FAULTS = {
     },
     "trials: got 0; wanted a number greater than 0": {"trials": 0},
     "objective.metric: 'eval_loss' needs held-out rows": {"set": {"data": {"eval": None}}},
+    "checkpoint.mirror: its runs would share one copy": {"set": {"checkpoint": {"mirror": "memory://copies"}}},
     "set.output_dir: each run gets a folder of its own": {"set": {"output_dir": "x"}},
 }
 
