@@ -24,7 +24,8 @@ def smoke(config: Config) -> float:
     The model is a random one of the same family (`tiny_like`); rows are made up under the columns of the config's
     sources; rows per step, their length and micro-batches are fewer, and all devices lie along `mesh.fsdp`. Loss,
     optimizer, adapters, precision, recomputation, batching, evaluation and checkpoints are the config's own, but for
-    trackers, traces and, since a random policy does not tell it, `loss.alpha: estimate`, which is 1/2.
+    trackers, traces, the mirror, `optimizer.skip_grad_norm` and, since a random policy does not tell it,
+    `loss.alpha: estimate`, which is 1/2.
 
     Raises: as `train` and `make_plan`.
     """
@@ -49,6 +50,7 @@ def shrink(config: Config, scratch: Path) -> Config:
         "global_batch_size": rows,
         "num_microbatches": parts,
         "max_runtime": None,
+        "compilation_cache": None,
         "report_to": (),
         "profile": None,
         "eval_steps": config.eval_steps and 2,
@@ -57,7 +59,7 @@ def shrink(config: Config, scratch: Path) -> Config:
         "data": _data(config, scratch, rows),
         "optimizer": replace(config.optimizer, skip_grad_norm=None),
         "mesh": MeshConfig(),
-        "checkpoint": replace(config.checkpoint, export_steps=config.checkpoint.export_steps and 2),
+        "checkpoint": replace(config.checkpoint, export_steps=config.checkpoint.export_steps and 2, mirror=None),
     }
     if getattr(config.loss, "alpha", None) == "estimate":
         changes["loss"] = dataclasses.replace(config.loss, alpha=0.5)  # pyright: ignore[reportCallIssue]

@@ -84,6 +84,13 @@ def test_rows_stand_under_the_columns_of_their_source(tmp_path):
     assert (written.column_map, written.label_threshold, written.split) == (columns, 4.0, None)
 
 
+def test_nothing_is_kept_outside(tmp_path):
+    outside = ["checkpoint.mirror=gs://bucket/run", "reference.store=a", "data.prepared=b", "compilation_cache=c"]
+    small = shrink(load_config(CONFIGS / "rdro.yaml", outside), tmp_path)
+    assert (small.checkpoint.mirror, small.compilation_cache) == (None, None)
+    assert (small.reference.store, small.data.prepared) == (None, None)
+
+
 def test_what_is_the_recipes_own_stays(tmp_path):
     config = load_config(CONFIGS / "iterated.yaml", ["optimizer.mu_dtype=bfloat16", "data.batching=balanced"])
     small = shrink(config, tmp_path)
