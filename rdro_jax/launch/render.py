@@ -14,6 +14,7 @@ from rdro_jax.config.document import read_document
 from rdro_jax.config.loader import read_text
 from rdro_jax.errors import ConfigError
 from rdro_jax.launch.cluster import Cluster, load_cluster
+from rdro_jax.sweep.elsewhere import secret_words
 from rdro_jax.sweep.points import dry_run
 from rdro_jax.sweep.spec import load_sweep
 
@@ -68,13 +69,14 @@ def launch(
 
     Raises: ConfigError for the config, the cluster file, or what the engine's own command says.
     """
-    cluster = load_cluster(cluster_file or f"configs/clusters/{DEFAULT_CLUSTERS[engine]}.yaml")
+    file = cluster_file or f"configs/clusters/{DEFAULT_CLUSTERS[engine]}.yaml"
+    cluster = load_cluster(file)
     if cluster.name != engine:
-        raise ConfigError(
-            f"{cluster_file}: cluster.name: got '{cluster.name}'; wanted '{engine}', as on the command line"
-        )
+        raise ConfigError(f"{file}: cluster.name: got '{cluster.name}'; wanted '{engine}', as on the command line")
     sweep = "space" in read_document(read_text(Path(config)), config).values
     job = sweep_job(config, overrides) if sweep else run_job(config, [*cluster.settings, *overrides])
+    if sweep and engine == "sky" and not dry_run:
+        raise ConfigError("launch sky: 'rdro sweep' launches the trials of a sweep; --dry-run prints their task")
     home = Path(job.output_dir) / "launch"
     files = {home / name: text for name, text in render(engine, cluster, job, sweep=sweep).items()}
     if dry_run:
@@ -82,8 +84,9 @@ def launch(
     home.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         path.write_text(text)
-    command = [word.format(next(iter(files))) for word in SUBMIT[engine]]
-    return _submit(command)
+    first = next(iter(files))
+    command = [word.format(first) for word in SUBMIT[engine]]
+    return _submit([*command, *(secret_words(first) if engine == "sky" else [])])
 
 
 def run_job(config: str, overrides: list[str]) -> Job:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rdro_jax.errors import EXIT_DONE, EXIT_RESTART, ConfigError
 from rdro_jax.sweep import executors
 from rdro_jax.sweep.executors import Executor, Job, LocalExecutor, shared_environment
@@ -131,7 +133,7 @@ class SkyExecutor:
             raise ConfigError("executor.name: sky needs SkyPilot's command: pipx install skypilot, then sky check")
         if not Path(config.task).is_file():
             raise ConfigError(f"executor.task: no file '{config.task}'; wanted a SkyPilot task")
-        self._config = config
+        self._config, self._secrets = config, secret_words(Path(config.task))
 
     def start(self, run: Run, slot: int) -> Job:
         """Launch the run; SkyPilot restarts it where a spot machine is taken away."""
@@ -143,7 +145,7 @@ class SkyExecutor:
         code = shlex.quote(str(run.folder / CODE_FILE))
         command = f"rdro {shlex.join(run.words)}; code=$?; echo $code > {code}; exit $code"
         told = ("--name", name, "--env", f"RDRO_COMMAND={command}")
-        _sky("jobs", "launch", "--yes", "--detach-run", *told, self._config.task)
+        _sky("jobs", "launch", "--yes", "--detach-run", *told, *self._secrets, self._config.task)
         (run.folder / JOB_FILE).write_text(json.dumps({"sky": name}))
         return _SkyJob(run, name)
 
@@ -164,7 +166,7 @@ class _SkyJob:
     def poll(self) -> int | None:
         if not self._ended and time.monotonic() - self._asked > self.SECONDS:
             self._asked = time.monotonic()
-            queue = json.loads(_sky("jobs", "queue", "--output", "json") or "[]")
+            queue = json.loads(_sky("jobs", "queue", "--all", "--output", "json") or "[]")
             states = [job["status"] for job in queue if job["job_name"] == self._name]
             self._ended = not states or states[0].rpartition(".")[2] in SKY_ENDS
         return _written_code(self._run) if self._ended else None
@@ -180,6 +182,19 @@ SKY_ENDS = (
     *("CANCELLED", "FAILED_DRIVER"),
 )
 """States of a managed job that nothing comes after."""
+
+
+def secret_words(task: Path) -> list[str]:
+    """`--secret NAME` for each secret without a value in a SkyPilot task: `sky` takes it from the environment.
+
+    Raises: ConfigError where the environment has none of that name.
+    """
+    secrets = yaml.safe_load(task.read_text(encoding="utf-8")).get("secrets") or {}
+    names = [name for name, value in secrets.items() if value is None]
+    for name in names:
+        if name not in os.environ:
+            raise ConfigError(f"{task}: secrets: {name} is not in the environment; export it, or take it out there")
+    return [word for name in names for word in ("--secret", name)]
 
 
 def _sky(*words: str) -> str:

@@ -98,6 +98,8 @@ def test_a_sweep_becomes_an_array_of_its_runs(tmp_path, monkeypatch):
     file.write_text(json.dumps(sweep))
     files = launch("slurm", str(file), [], cluster_file=str(CLUSTERS / "slurm.yaml"), dry_run=True)
     assert "#SBATCH --array=1-6%8" in files[Path("runs/s/launch/sweep_array.sbatch")]
+    with pytest.raises(ConfigError, match="'rdro sweep' launches the trials"):
+        launch("sky", str(file), [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
     with pytest.raises(ConfigError, match="no sweeps there"):
         launch("gke", str(file), [], cluster_file=str(CLUSTERS / "gke-tpu.yaml"), dry_run=True)
     file.write_text(json.dumps(sweep | {"sampler": {"name": "tpe"}, "trials": 30}))
@@ -139,6 +141,18 @@ def test_what_an_engine_says_is_one_line(config_file, monkeypatch):
     with pytest.raises(ConfigError, match="no command 'sbatch' on this machine"):
         launch("slurm", str(config_file), [], cluster_file=str(CLUSTERS / "slurm.yaml"), dry_run=False)
     assert Path("runs/My Run!/launch/train.sbatch").exists()
+
+
+def test_sky_is_told_the_secrets_by_name(config_file, monkeypatch):
+    """SkyPilot refuses a task whose secrets have no value."""
+    monkeypatch.chdir(config_file.parent)
+    monkeypatch.setattr("subprocess.run", lambda command, check: None)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match=r"task\.yaml: secrets: HF_TOKEN is not in the environment"):
+        launch("sky", str(config_file), [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
+    monkeypatch.setenv("HF_TOKEN", "t")
+    submitted = launch("sky", str(config_file), [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
+    assert submitted[-3:] == ["runs/My Run!/launch/task.yaml", "--secret", "HF_TOKEN"]
 
 
 def test_no_file_holds_a_secret():

@@ -20,7 +20,7 @@ from rdro_jax.sweep.spec import Sky, load_sweep
 STUB = (sys.executable, "-S", str(Path(__file__).with_name("stub_trial.py")))
 SKY = """\
 #!/bin/bash
-# `sky jobs launch --yes --detach-run --name N --env RDRO_COMMAND=C TASK`, `sky jobs queue --output json`
+# `sky jobs launch --yes --detach-run --name N --env RDRO_COMMAND=C --secret S TASK`, `sky jobs queue ...`
 echo "$*" >> {folder}/asked
 case "$2" in
   launch) (bash -c "${{8#RDRO_COMMAND=}}" > /dev/null 2>&1; echo "$6" >> {folder}/ended) & ;;
@@ -60,12 +60,14 @@ def test_skypilot_s_jobs_are_launched_once_each(machine, sweep_file, monkeypatch
     folder, command = machine
     command("sky", SKY.format(folder=folder))
     monkeypatch.setattr(_SkyJob, "SECONDS", 0.05)
-    (tmp_path / "task.yaml").write_text("run: bash -c $RDRO_COMMAND")
+    (tmp_path / "task.yaml").write_text("{run: bash -c $RDRO_COMMAND, secrets: {TOKEN: null, OTHER: here}}")
+    monkeypatch.setenv("TOKEN", "t")
     file = sweep_file(executor={"name": "sky", "task": str(tmp_path / "task.yaml")}, trials=3)
     assert states(run(file)) == ["complete"] * 3
     launches = [line for line in (folder / "asked").read_text().splitlines() if "launch" in line]
     assert len(launches) == 3
     assert len({line.split()[5] for line in launches}) == 3
+    assert all(line.split()[-3:-1] == ["--secret", "TOKEN"] for line in launches)
     run(file)
     assert len((folder / "asked").read_text().splitlines()) >= 3
     assert launches == [line for line in (folder / "asked").read_text().splitlines() if "launch" in line]
@@ -129,6 +131,10 @@ def test_what_is_missing_is_told_before_trial_0(sweep_file, monkeypatch, tmp_pat
         run(sweep_file(executor={"name": "sky", "task": "t.yaml"}))
     with pytest.raises(ConfigError, match=r"executor\.name: slurm needs sbatch"):
         run(sweep_file(executor={"name": "slurm"}))
+    (tmp_path / "sky").touch(mode=0o755)
+    (tmp_path / "t.yaml").write_text("secrets: {NOT_SET: null}")
+    with pytest.raises(ConfigError, match=r"t\.yaml: secrets: NOT_SET is not in the environment"):
+        run(sweep_file(executor={"name": "sky", "task": str(tmp_path / "t.yaml")}))
 
 
 def test_what_sky_says_is_one_line(machine, tmp_path):
