@@ -13,13 +13,13 @@ from rdro_jax.errors import EXIT_DONE, EXIT_RESTART, ConfigError
 from rdro_jax.sweep.executors import Executor, Job
 from rdro_jax.sweep.journal import Journal, folder_number
 from rdro_jax.sweep.results import summarise
-from rdro_jax.sweep.runs import Run, runs_of
+from rdro_jax.sweep.runs import Run, is_finite, runs_of
 from rdro_jax.sweep.space import Point
 from rdro_jax.sweep.spec import LoadedSweep
 from rdro_jax.train.console import say
 
 FIRST_SIGNAL_DEATH = 128
-"""Exit codes from here up are deaths by a signal, worth a restart."""
+"""Exit codes above it are deaths by a signal, worth a restart."""
 
 
 @dataclass(eq=False)
@@ -166,7 +166,7 @@ class Coordinator:
                 f"objective.metric: '{metric}' is no metric of {run.folder}; it has {', '.join(sorted(result))}. Put "
                 f"another in the sweep file and remove {self._loaded.folder}/sweep.json and journal.log: runs are kept"
             )
-        if not isinstance(value, (int, float)) or value != value:
+        if not is_finite(value):
             self._end(opened, TrialState.FAIL, code=EXIT_DONE, why=f"{metric} is {value}", run=run.name)
             return
         opened.values[run.name] = float(value)

@@ -1,5 +1,6 @@
 """The trials of a sweep in Optuna's journal: asked for, found again after a crash, told."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -158,4 +159,4 @@ def _repair(file: Path) -> None:
     if file.exists():
         written = file.read_bytes()
         if not written.endswith(b"\n"):
-            file.write_bytes(written[: written.rfind(b"\n") + 1])
+            os.truncate(file, written.rfind(b"\n") + 1)

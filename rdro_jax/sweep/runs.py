@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from rdro_jax.run_files import METRICS_FILE, RESULT_FILE, read_metrics
 from rdro_jax.sweep.space import Point
@@ -38,7 +38,7 @@ class Run(NamedTuple):
         """(optimizer step, value) of a metric, as far as it is logged."""
         file = self.folder / METRICS_FILE
         lines = read_metrics(file) if file.exists() else ()
-        return [(line["step"], line[metric]) for line in lines if _is_finite(line.get(metric))]
+        return [(line["step"], line[metric]) for line in lines if is_finite(line.get(metric))]
 
     def has_begun(self) -> bool:
         """Whether its first step is logged: data and reference log-probs are there for others to use."""
@@ -65,5 +65,6 @@ def runs_of(loaded: LoadedSweep, number: int, point: Point) -> list[Run]:
     return runs
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether a metric is a number that can be compared."""
     return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,7 +1,7 @@
 """What a sweep varies: keys with their domains, keys of one loss only, and the points of the space."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -29,13 +29,15 @@ class Domain(NamedTuple):
         """Whether it holds whole numbers only."""
         return all(type(value) is int for value in (*self.values, *filter(None, [self.step])))
 
-    def grid(self) -> tuple[Any, ...] | None:
-        """All values in order; None for a continuous domain."""
+    def grid(self) -> Sequence[Any] | None:
+        """All values in order, of whole numbers without making them; None for a continuous domain."""
         if self.kind == "choice":
             return self.values
         if self.kind == "log" or not (self.whole or self.step):
             return None
         low, high = self.values
+        if self.whole:
+            return range(low, high + 1, self.step or 1)  # pyright: ignore[reportArgumentType]
         step = self.step or 1
         return tuple(low + i * step for i in range(math.floor((high - low) / step + 1e-9) + 1))
 
@@ -46,10 +48,11 @@ class Domain(NamedTuple):
             return values[int(place * len(values))]
         low, high = self.values
         if self.kind == "range":
-            return _short(low + place * (high - low), low, high)
+            digits = 3 - math.floor(math.log10(high - low))  # of the width: nobody tells closer values apart
+            return min(max(round(low + place * (high - low), digits), low), high)
         # A whole number n stands for [n, n + 1), so that both ends are drawn.
         value = math.exp(math.log(low) + place * (math.log(high + self.whole) - math.log(low)))
-        return min(int(value), high) if self.whole else _short(value, low, high)
+        return min(int(value), high) if self.whole else min(max(float(f"{value:.4g}"), low), high)
 
     def suggest(self, trial: Any, name: str) -> Any:
         """What an Optuna trial says this value is."""
@@ -173,11 +176,6 @@ def _domain(values: dict[str, Any], where: str) -> Domain:
     if step is not None and (kind != "range" or not _is_number(step) or step <= 0):
         raise ConfigError(f"{where}.step: got {step!r}; wanted a number above 0, beside range")
     return Domain(kind, tuple(found), step)
-
-
-def _short(value: float, low: float, high: float) -> float:
-    """Four digits of a number between two others: nobody wants to type, or can tell apart, more of them."""
-    return min(max(float(f"{value:.4g}"), low), high)
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from rdro_jax.errors import ConfigError
@@ -58,7 +59,7 @@ def _look(folder: Path) -> tuple[Table, int]:
 def make_table(title: str, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     """One line per trial, the best one marked, with the newest step of those under way."""
     keys = list(dict.fromkeys(key for row in rows for key in row["point"]))
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for name in ("trial", "state", *keys, summary["metric"], "seconds"):
         table.add_column(name, justify="left" if name in ("state", *keys) else "right")
     for row in rows:
@@ -77,7 +78,7 @@ def _figure(row: dict[str, Any]) -> str:
 def _progress(row: dict[str, Any]) -> str:
     """Newest steps of the runs under way, or why the trial failed."""
     if row["state"] in ENDED:
-        return row["why"] or ""
+        return escape(row["why"] or "")
     files = [Path(folder) / METRICS_FILE for folder in row["runs"]]
     steps = [[line["step"] for line in read_metrics(file)] for file in files if file.exists()]
     return f"at step {', '.join(str(found[-1]) for found in steps if found)}" if any(steps) else ""
@@ -86,4 +87,4 @@ def _progress(row: dict[str, Any]) -> str:
 def _spell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))

@@ -18,8 +18,11 @@ from rdro_jax.config import load_config
 from rdro_jax.errors import ConfigError
 from rdro_jax.sweep import executors
 from rdro_jax.sweep.executors import devices_of_slot
+from rdro_jax.sweep.journal import _repair
 from rdro_jax.sweep.points import known_points
 from rdro_jax.sweep.run import run
+from rdro_jax.sweep.runs import Run
+from rdro_jax.sweep.space import Domain
 from rdro_jax.sweep.spec import Local, load_sweep
 from rdro_jax.train.run import hold_folder
 
@@ -128,13 +131,15 @@ def test_status_waits_for_no_jax_and_no_optuna(sweep_file):
     run_folder.mkdir(parents=True)
     (run_folder / "metrics.jsonl").write_text('{"step": 7}\n')
     row = {"trial": 0, "state": "running", "point": {"seed": 3}, "value": None, "ci95": None, "seconds": None}
-    (folder / "results.jsonl").write_text(json.dumps(row | {"runs": [str(run_folder)]}) + "\n")
+    rows = [row | {"runs": [str(run_folder)]}, row | {"trial": 1, "state": "fail", "why": "got [/x]; wanted [low]"}]
+    (folder / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     (folder / "summary.json").write_text('{"metric": "eval_loss", "direction": "minimize", "planned": 2, "best": null}')
     look = f"import sys; from rdro_jax import cli; code = cli.main(['sweep', {str(file)!r}, '--status'])"
     heavy = "print({'jax', 'numpy', 'optuna', 'scipy', 'omegaconf', 'pydantic'} & {*sys.modules}); sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", f"{look}; {heavy}"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "at step 7" in done.stdout
+    assert "got [/x]; wanted [low]" in " ".join(done.stdout.split())  # nothing of it is read as a style
     assert done.stdout.endswith("set()\n")
 
 
@@ -174,6 +179,32 @@ def test_what_is_set_of_a_loss_holds_for_every_loss(sweep_file):
         configs = [sweep.config(point) for point in sweep.space.grid()]
         assert {config.loss.name: config.loss.sft_weight for config in configs} == {"rdro": 0.2, "ddro": 0.2}
         assert "name" not in space["loss"] or [config.loss.alpha for config in configs] == [0.3, 0.3]
+
+
+def test_an_objective_that_is_not_finite_is_a_failed_trial(sweep_file, monkeypatch):
+    monkeypatch.setattr(Run, "result", lambda run: {"eval_loss": float("inf")} if run.folder.exists() else None)
+    folder = run(sweep_file(trials=1))
+    assert [(row["state"], row["why"]) for row in rows_of(folder)] == [("fail", "eval_loss is inf")]
+    assert (folder / "report.html").exists()
+
+
+def test_a_torn_journal_is_mended_without_writing_it_anew(tmp_path, monkeypatch):
+    """A kill, or a full disk, in the middle of that would lose all trials."""
+    (tmp_path / "journal.log").write_text('{"a": 1}\n{"b"')
+    monkeypatch.setattr(Path, "write_bytes", None)
+    _repair(tmp_path / "journal.log")
+    assert (tmp_path / "journal.log").read_text() == '{"a": 1}\n'
+
+
+def test_points_of_a_wide_or_narrow_range():
+    """All seeds there are, none of them written down; a beta that four digits would not tell from its neighbour."""
+    assert Domain("range", (0, 2**32 - 1)).at(0.5) == 2**31
+    assert [*Domain("range", (3, 10), 3).grid()] == [3, 6, 9]
+    places = [n / 100 for n in range(100)]
+    betas = [Domain("range", (0.999, 0.9999)).at(place) for place in places]
+    assert betas == pytest.approx([0.999 + 0.0009 * place for place in places], abs=1e-6)
+    assert len({*betas}) == 100
+    assert Domain("range", (0.05, 0.5)).at(0.123456) == 0.1056
 
 
 def test_dry_run_prints_the_command_of_every_run(sweep_file, capsys):
