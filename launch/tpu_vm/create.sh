@@ -9,8 +9,11 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 gcloud compute tpus queued-resources create "$NAME" "${WHERE[@]}" --node-id="$NAME" \
   --accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e --spot
 
-until gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" --format='value(state.state)' | grep -qx ACTIVE; do
+state=
+until [ "$state" = ACTIVE ]; do
   sleep 30
+  state=$(gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" --format='value(state.state)') || true
+  case $state in FAILED | SUSPEND*) echo "$NAME: $state; bash $HERE/delete.sh, then again" >&2; exit 1 ;; esac
 done
 
 # What git knows of the working directory, and the environment, on every host.

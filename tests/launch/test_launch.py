@@ -88,6 +88,24 @@ def test_codes_are_restarted_by_the_table():
             assert subprocess.run(["bash", "-c", script], check=False).returncode == wanted, (name, code, deaths)
 
 
+@pytest.mark.parametrize(("state", "code"), [("ACTIVE", 0), ("FAILED", 1), ("SUSPENDING", 1)])
+def test_a_tpu_that_will_not_come_is_not_waited_for(tmp_path, state, code):
+    """The example, run with stand-ins for gcloud, git and sleep; the first question finds no answer yet."""
+    import subprocess
+
+    state_file, script = tmp_path / "asked", tmp_path / "create.sh"
+    script.write_text((ROOT / "launch" / "tpu_vm" / "create.sh").read_text())
+    (tmp_path / "run.sh").touch()
+    gcloud = f'case "$*" in *describe*) [ -e {state_file} ] && echo {state}; touch {state_file} ;; esac'
+    for name, does in (("gcloud", gcloud), ("git", ""), ("sleep", "")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", script], env=path, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == code, done.stderr
+    assert (f"rdro-first: {state}; bash {tmp_path}/delete.sh" in done.stderr) == bool(code)
+
+
 def test_a_sweep_becomes_an_array_of_its_runs(tmp_path, monkeypatch):
     (tmp_path / "base.yaml").write_text(
         "{output_dir: a, model: {path: b}, data: {train: t, eval: e}, loss: {name: rdro}}"
