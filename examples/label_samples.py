@@ -15,7 +15,8 @@ from rdro_jax.evaluate.judges import load_judge
 def main(samples: str, rows: str, judge: str) -> float:
     """Write the rows; returns the median score."""
     score = load_judge(judge)
-    answers = [json.loads(line) for line in Path(samples).read_text(encoding="utf-8").splitlines()]
+    with open(samples, encoding="utf-8") as lines:
+        answers = [json.loads(line) for line in lines]
     scores = [score(answer["prompt"], answer["completion"]) for answer in answers]
     middle = statistics.median(scores)
     labelled = (answer | {"label": mark > middle} for answer, mark in zip(answers, scores, strict=True))

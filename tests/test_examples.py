@@ -54,11 +54,13 @@ def test_evaluation_reads_folders(tmp_path):
 
 def test_labels_are_the_better_half(tmp_path, monkeypatch):
     samples, rows = tmp_path / "samples.jsonl", tmp_path / "rows.jsonl"
-    samples.write_text("".join(json.dumps({"prompt": "p", "completion": "x" * n}) + "\n" for n in range(1, 6)))
+    samples.write_text(
+        "".join(json.dumps({"prompt": "p", "completion": "\u2028" * n}, ensure_ascii=False) + "\n" for n in range(1, 6))
+    )
     (tmp_path / "length.py").write_text("def score(prompt, completion):\n    return len(completion)\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert load("label_samples").main(str(samples), str(rows), "length:score") == 3
-    assert [json.loads(line)["label"] for line in rows.read_text().splitlines()] == [False] * 3 + [True] * 2
+    assert [json.loads(line)["label"] for line in rows.open()] == [False] * 3 + [True] * 2
 
 
 def test_every_example_is_run():
