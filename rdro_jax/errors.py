@@ -42,7 +42,7 @@ class CheckpointError(RdroError):
 
 
 class StorageError(RdroError):
-    """A folder that is full, unwritable or held by another run."""
+    """A folder that is full or unwritable, a store that cannot be reached."""
 
     exit_code = 5
 
