@@ -109,6 +109,17 @@ def test_help_is_there_in_half_a_second():
     assert min(times) < 0.5
 
 
+def test_a_broken_pipe_to_another_than_the_reader_is_no_success(monkeypatch, capfd):
+    """To a store or a tracker: 0 would tell a launcher that the run is done."""
+
+    def fail(folder):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("rdro_jax.report.status.read_status", fail)
+    assert cli.main(["status", "runs/first"]) == 70
+    assert "BrokenPipeError is a bug of rdro" in capfd.readouterr().err
+
+
 def test_a_reader_that_has_enough_is_no_fault():
     """`rdro ... | head -1` closes the pipe early."""
     command = [str(Path(sys.executable).with_name("rdro")), "--version"]

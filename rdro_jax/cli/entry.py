@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -71,11 +72,11 @@ def _run(argv: Sequence[str] | None) -> int:
         return end.exit_code
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # `rdro generate ... | head`: the reader has enough. Python's own flush at exit must not complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            # `rdro generate ... | head`: the reader has enough. Python's own flush at exit must not complain again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_DONE
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             file = f"{error.filename}: " if error.filename else ""
             return _fail(
@@ -84,6 +85,13 @@ def _run(argv: Sequence[str] | None) -> int:
         _end_where_a_peer_is_gone(error)
         traceback.print_exc()
         return _fail(f"this {type(error).__name__} is a bug of rdro; please report the lines above", EXIT_INTERNAL)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads stdout; a broken pipe may be another one, to a store or a tracker."""
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in stdout.poll(0))
 
 
 def _end_where_a_peer_is_gone(error: Exception) -> None:
