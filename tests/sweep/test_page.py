@@ -18,7 +18,7 @@ SPACE = {
 
 def row(number, loss, value, **more):
     point = {"loss.name": loss, "optimizer.learning_rate": 10.0 ** -(number % 3 + 5)}
-    point |= {"loss.alpha": 0.3} if loss == "rdro" else {}
+    point |= {"loss.alpha": 0.3, "optimizer.max_grad_norm": 1.0 if number else None} if loss == "rdro" else {}
     told = {"trial": number, "state": "complete", "point": point, "value": value, "ci95": 0.1, "values": [value, value]}
     return told | {"seconds": 1.5, "why": None, "runs": []} | more
 
@@ -87,6 +87,9 @@ def test_in_a_browser_it_sorts_filters_and_says_nothing(page):
         assert tab.run("document.querySelectorAll('#parallel path').length") == 2
         assert tab.run("document.querySelectorAll('#groups circle').length") == 5 + 2
         assert tab.run("document.querySelectorAll('#curves path').length") == 3
+        axes = "[...document.querySelectorAll('#parallel text')].map(t => t.textContent)"
+        assert {"1", "null"} <= {*tab.run(axes)}  # null is a value like another
+        assert tab.run("scale(Array(500000).fill(1), 0, 1).ticks.length") == 1
         assert tab.run("document.title") != "caught"
         assert tab.run("document.querySelectorAll('img').length") == 0
         assert tab.said() == []
