@@ -1,6 +1,7 @@
 """The log-prob head: vocabulary in blocks against all logits at once, forward and backward."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -46,6 +47,22 @@ def bench_head(size: Size) -> dict[str, dict[str, Any]]:
     compiled = {name: compile_head(size, *variant) for name, variant in VARIANTS.items()}
     costs = alternate({name: run for name, (_, run) in compiled.items()}, size.repeats)
     return {name: costs[name]._asdict() | {"temp_bytes": temp} for name, (temp, _) in compiled.items()}
+
+
+def bench_vocabularies(size: Size) -> dict[str, dict[str, float]]:
+    """The blocked head on the same tokens over growing vocabularies, beside the bytes of all logits in float32."""
+    compiled = {vocab: compile_head(replace(size, vocab=vocab), *VARIANTS["blocked"]) for vocab in size.vocabs}
+    # The largest takes twenty times as long as the smallest: fewer turns than elsewhere.
+    costs = alternate({str(vocab): run for vocab, (_, run) in compiled.items()}, min(size.repeats, 3))
+    return {
+        f"{vocab:,} tokens": {
+            "vocab": vocab,
+            **costs[str(vocab)]._asdict(),
+            "temp_bytes": temp,
+            "logits_bytes": 4 * size.rows * size.seq * vocab,
+        }
+        for vocab, (temp, _) in compiled.items()
+    }
 
 
 def compile_head(size: Size, logps: Logps, wanted: tuple[int, ...], share: float) -> tuple[int, Callable]:

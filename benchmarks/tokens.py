@@ -11,30 +11,32 @@ from benchmarks.timing import alternate
 
 
 def bench_tokens(size: Size) -> dict[str, dict[str, float]]:
-    """Fit of a + b x tokens + c x tokens x row length to the CPU-seconds of steps of several shapes."""
+    """Cost of steps of several shapes: two numbers of rows, three row lengths."""
     lengths = tuple(size.seq * factor // 2 for factor in (1, 2, 4))
-    shapes = list(product((size.rows // 2, size.rows), lengths))
+    shapes = {f"{rows} x {seq}": (rows, seq) for rows, seq in product((size.rows // 2, size.rows), lengths)}
     steps = {}
-    for rows, seq in shapes:
+    for name, (rows, seq) in shapes.items():
         one = replace(size, rows=rows, seq=seq)
         batch = batch_of(make_examples(one, np.full(rows, seq)), [[row] for row in range(rows)], one)
-        steps[f"{rows} x {seq}"] = compile_step(one, batch)
+        steps[name] = compile_step(one, batch)
     costs = alternate(steps, size.repeats)
-    return {"fit": fit(shapes, [costs[f"{rows} x {seq}"].cpu_seconds for rows, seq in shapes])}
+    return {
+        name: {"tokens": rows * seq, "row_tokens": seq, **costs[name]._asdict()} for name, (rows, seq) in shapes.items()
+    }
 
 
-def fit(shapes: list[tuple[int, int]], seconds: list[float]) -> dict[str, float]:
-    """Least squares over (rows, row length): the coefficients, and how much of the variance they explain."""
-    tokens = np.array([rows * seq for rows, seq in shapes], float)
-    length = np.array([seq for _, seq in shapes], float)
-    terms = np.stack([np.ones(len(shapes)), tokens, tokens * length], axis=1)
-    found, *_ = np.linalg.lstsq(terms, np.array(seconds), rcond=None)
-    residual = np.var(np.array(seconds) - terms @ found)
-    plain, *_ = np.linalg.lstsq(terms[:, :2], np.array(seconds), rcond=None)
+def fit_tokens(steps: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Least squares of a + b x tokens + c x tokens x row length to the CPU-seconds: the coefficients, and how much of
+    the variance they explain."""
+    columns = ("tokens", "row_tokens", "cpu_seconds")
+    tokens, length, seconds = (np.array([step[key] for step in steps.values()], float) for key in columns)
+    terms = np.stack([np.ones(len(steps)), tokens, tokens * length], axis=1)
+    found, *_ = np.linalg.lstsq(terms, seconds, rcond=None)
+    plain, *_ = np.linalg.lstsq(terms[:, :2], seconds, rcond=None)
     return {
         "fixed_ms": found[0] * 1e3,
         "us_per_token": found[1] * 1e6,
         "attention_us_per_token_at_longest": found[2] * max(length) * 1e6,
-        "r_squared": 1 - residual / np.var(seconds),
-        "r_squared_tokens_only": 1 - np.var(np.array(seconds) - terms[:, :2] @ plain) / np.var(seconds),
+        "r_squared": 1 - np.var(seconds - terms @ found) / np.var(seconds),
+        "r_squared_tokens_only": 1 - np.var(seconds - terms[:, :2] @ plain) / np.var(seconds),
     }

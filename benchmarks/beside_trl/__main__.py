@@ -124,13 +124,19 @@ def race_once(race: Race, kind: str, scratch: Path, core: int) -> dict[str, dict
     told = {"ours": (OUR_PYTHON, HERE / "ours.py", settings_of_ours(race, kind, scratch))}
     for loss in ("apo_zero_unpaired", "kto") if kind == "ragged" else ("apo_zero_unpaired",):
         told[f"trl {loss}"] = (sys.executable, HERE / "theirs.py", settings_of_trl(race, kind, loss, scratch))
-    workers = {name: Worker(*words, core) for name, words in told.items()}
+    workers = {name: start_worker(*words, core) for name, words in told.items()}
     for worker in workers.values():
         worker.step()  # warms up, unmeasured
     steps = [{name: worker.step() for name, worker in workers.items()} for _ in range(race.repeats)]
     for worker in workers.values():
         worker.close()
     return {name: summary([step[name] for step in steps]) for name in workers}
+
+
+def start_worker(python: str, script: Path, settings: dict[str, Any], core: int) -> Worker:
+    """A process on one core, one thread."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return Worker(["taskset", "-c", str(core), python, str(script), json.dumps(settings)], threads)
 
 
 def summary(steps: list[dict[str, float]]) -> dict[str, float]:

@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 
@@ -30,13 +29,11 @@ class Gate:
 
 
 class Worker:
-    """The other side of a gate: a process on one core, one thread."""
+    """The other side of a gate: a process that waits for its first turn."""
 
-    def __init__(self, python: str, script: Path, settings: dict[str, Any], core: int):
-        pinned = ["taskset", "-c", str(core), python, str(script), json.dumps(settings)]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    def __init__(self, command: list[str], environment: dict[str, str]):
         self._process = subprocess.Popen(
-            pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
         )
         self.wait()
 
