@@ -38,7 +38,7 @@ faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what 
 smoke: $(ENV)    ## three steps in small of every recipe, of other losses and families
 	.venv/bin/python -m pytest tests/smoke -m "smoke or not smoke"
 
-bench: $(ENV)    ## measure head, packing, step, depth and a save on this machine: a table, and runs/bench.json
+bench: $(ENV)    ## measure head, packing, reference, step, depth, devices and a save here: tables, runs/bench.json and .png
 	.venv/bin/python -m benchmarks
 
 bench-trl: $(ENV) $(PARITY_ENV)  ## measure the step beside TRL's, theirs in the environment of make parity: runs/bench_trl.json
