@@ -70,6 +70,7 @@ class Window:
         self._sums: Counter[str] = Counter(saved["sums"])
         self._present: Counter[str] = Counter(saved["present"])
         self._steps: int = saved["steps"]
+        self._before = saved
         self._skipped: int = saved["skipped"]
 
     def saved(self) -> dict[str, Any]:
@@ -89,7 +90,10 @@ class Window:
     def means(self) -> dict[str, float | None]:
         """Means over the window; None (null in JSON) where no example of a class was in it.
 
-        Units: `loss`, `logps/*`, `rewards/*` (log-ratios) in nats, `lengths/*` in tokens, all per example. Quantiles,
+        None too is `ratio/effective_share` where no ratio has a square in float32: log-ratios beyond about -44 nats.
+
+        Units: `loss`, `logps/*`, `rewards/*` (log-ratios) in nats, `lengths/*` in tokens, all per example; `padding` is
+        the share of places without a token. Quantiles,
         `grad_norm` and the loss's statistics are means over steps that were not skipped. `ratio/normalisation` is
         alpha E+[r] + (1 - alpha) E-[r], `ratio/effective_share` the effective sample size over the sample size
         (`losses.diagnostics`).
@@ -99,6 +103,7 @@ class Window:
         if not self._steps:
             return line
         line |= {"loss": sums["loss"] / sums["weight"], "grad_norm": sums["grad_norm"] / self._steps}
+        line["padding"] = 1 - sums["tokens"] / sums["places"]
         for name in CLASSES:
             line |= self._of_class(name)
         if self._loss.needs_reference:
@@ -121,7 +126,7 @@ class Window:
         margin = None if chosen is None or rejected is None else chosen - rejected
         told: dict[str, float | None] = {"rewards/margins": margin}
         total, squared = (sum(sums[f"{kind}/{name}"] for name in CLASSES) for kind in ("ratio", "ratio_squared"))
-        told["ratio/effective_share"] = total**2 / (sums["examples"] * squared)
+        told["ratio/effective_share"] = total**2 / (sums["examples"] * squared) if squared else None
         if self._loss.log_bound is not None:
             told["ratio/over_bound"] = sums["ratio/over_bound"] / sums["examples"]
             alpha = math.exp(-self._loss.log_bound)
@@ -130,20 +135,21 @@ class Window:
         return told
 
     def rates(self, seconds: float, waited: float) -> dict[str, float]:
-        """Tokens per second and padding share of the window; `time/data_wait` is the share of it spent on batches.
+        """Tokens per second of the steps taken here; `time/data_wait` is the share of `seconds` spent on batches.
 
-        `waited` are seconds the host waited for batches or placed them, mostly while the devices were at work: the
-        share is the most that faster data could save.
+        What the window was restored with took its time elsewhere and is left out. `waited` are seconds the host waited
+        for batches or placed them, mostly while the devices were at work: the share is the most that faster data could
+        save.
         """
-        if not self._steps:
+        steps = self._steps - self._before["steps"]
+        if not steps:
             return {}
-        tokens, places = self._sums["tokens"], self._sums["places"]
+        tokens, scored = (self._sums[n] - self._before["sums"].get(n, 0) for n in ("tokens", "completion_tokens"))
         return {
-            "padding": 1 - tokens / places,
-            "time/step_s": seconds / self._steps,
+            "time/step_s": seconds / steps,
             "time/data_wait": waited / seconds,
             "throughput/tokens_per_s": tokens / seconds,
-            "throughput/completion_tokens_per_s": self._sums["completion_tokens"] / seconds,
+            "throughput/completion_tokens_per_s": scored / seconds,
         }
 
 
@@ -153,7 +159,9 @@ class MetricsWriter:
     def __init__(self, path: Path, *, resume_step: int):
         """Keep the lines up to `resume_step`; later ones, and a torn last line, belong to work that is repeated."""
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished = path.with_suffix(".tmp")  # in one move: on a full disk the old lines stay
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.replace(path)
         self._file = path.open("a")
         self.latest = {name: value for line in kept for name, value in line.items() if name != "step"}
         """The newest value of every metric in the lines that were kept."""
