@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from packaging.requirements import Requirement
 
+from rdro_jax.checkpoint import list_steps
 from rdro_jax.config import Config, check_data, check_models
 from rdro_jax.errors import ConfigError, RdroError, StorageError
 from rdro_jax.models import abstract_params
@@ -119,19 +120,23 @@ def check_space(config: Config, policy: Policy) -> str:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         reason = errno.EACCES if place.is_dir() else errno.EEXIST if place == folder else errno.ENOTDIR
         raise StorageError(f"output_dir: {folder}: {os.strerror(reason)}; wanted a folder that can be written")
-    needed, free = bytes_on_disk(config, policy), shutil.disk_usage(place).free
+    more, needed = _bytes_on_disk(config, policy)
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise StorageError(
             f"output_dir: {place} has {free / GIB:.1f} GiB free; the run needs {needed / GIB:.1f}: "
-            f"{config.checkpoint.save_total_limit + 1} checkpoints and the model; free space, or name another folder"
+            f"{more} checkpoints more and the model; free space, or name another folder"
         )
     return f"{folder}: needs {needed / GIB:.2f} GiB of {free / GIB:.1f} free"
 
 
-def bytes_on_disk(config: Config, policy: Policy) -> int:
-    """Bytes of the checkpoints a run holds at most, one of them being written, and of the model at its end."""
+def _bytes_on_disk(config: Config, policy: Policy) -> tuple[int, int]:
+    """The most checkpoints a run adds to those in its folder, and bytes of them and of the model at its end.
+
+    At once there are the newest, the best where one is kept, and the one being written.
+    """
+    most = config.checkpoint.save_total_limit + (config.checkpoint.metric_for_best_model is not None) + 1
+    more = max(1, most - len(list_steps(Path(config.output_dir))))
     state = abstract_state(config, policy, config.loss, make_optimizer(config.optimizer, 1))
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-    return (config.checkpoint.save_total_limit + 1) * size(state_items(state)) + size(
-        abstract_params(policy.model, dtype=config.model.dtype)
-    )
+    return more, more * size(state_items(state)) + size(abstract_params(policy.model, dtype=config.model.dtype))

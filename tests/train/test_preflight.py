@@ -63,9 +63,14 @@ def test_room_for_all_checkpoints_and_the_model_is_asked_for(config_file, monkey
     d, ff, heads, kv = CONFIG.d_model, CONFIG.d_ff, 32, 16
     layer = 2 * d + d * heads + heads + 2 * (d * kv + kv) + heads * d + 3 * d * ff
     params = CONFIG.vocab_size * d + CONFIG.n_layers * layer + d
-    needed = 4 * (3 * 3 * params + params)
-    for free[0] in (needed - 1, needed + 1000):
-        assert isinstance(faults(config).get("run folder"), StorageError) == (free[0] < needed)
+    best = load_config(config_file, [ROWS, "checkpoint.metric_for_best_model=eval_loss"])
+    for there, asked, more in ((0, config, 3), (0, best, 4), (2, best, 2), (2, config, 1)):
+        for step in range(there):  # what a stopped run left takes no room a second time
+            (config_file.parent / "run").mkdir(exist_ok=True)
+            (config_file.parent / "run" / f"checkpoint-{step}.manifest.json").write_text("{}")
+        needed = 4 * (more * 3 * params + params)
+        for free[0] in (needed - 1, needed + 1000):
+            assert isinstance(faults(asked).get("run folder"), StorageError) == (free[0] < needed)
     free[0] = 0
     monkeypatch.setattr(sys.modules["rdro_jax.train.loop"], "locked", lambda config: pytest.fail("the run began"))
     assert cli.main(["train", str(config_file), ROWS]) == 5
