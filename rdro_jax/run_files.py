@@ -8,6 +8,8 @@ from typing import Any
 CONFIG_FILE, ENVIRONMENT_FILE, DATA_REPORT_FILE = "config.yaml", "environment.json", "data_report.json"
 LOSS_FILE = "loss.json"
 """The loss with what it took from the data filled in, its floor and its bound."""
+ALPHA_FILE = "alpha.json"
+"""alpha as estimated before the first step, with its interval."""
 METRICS_FILE = "metrics.jsonl"
 """The truth about a run: a line per logging window, and one per evaluation with its figures under `eval_`."""
 EVALUATIONS_FILE = "evaluations.jsonl"

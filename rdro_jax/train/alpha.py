@@ -8,13 +8,12 @@ from rdro_jax.config import Config
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses import RDRO, Loss
 from rdro_jax.parallel import from_first
+from rdro_jax.run_files import ALPHA_FILE
 from rdro_jax.train.console import say
 from rdro_jax.train.dataset import HeldoutSet, evaluate
 from rdro_jax.train.policy import Policy
 from rdro_jax.train.run import RunFolder, write_json
 from rdro_jax.train.trained import starting_params
-
-ALPHA_FILE = "alpha.json"
 
 
 def resolve_loss(config: Config, run: RunFolder, policy: Policy, share: float, heldout: HeldoutSet | None) -> Loss:

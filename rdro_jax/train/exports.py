@@ -39,10 +39,9 @@ def export_step(config: Config, policy: Policy, run: RunFolder, step: int, state
     write_card(unfinished, config, params, step, metrics)
     if not is_first():
         return
-    if folder.exists():  # by a run that stopped later and went on from earlier: the same numbers
-        shutil.rmtree(unfinished)
-        return
     try:
+        if folder.exists():  # of this run, if it went on from an earlier step, or of one that left no checkpoint
+            shutil.rmtree(folder)
         unfinished.rename(folder)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}; free space and start again") from error

@@ -9,11 +9,14 @@ from fsspec.core import url_to_fs
 
 from rdro_jax.checkpoint import checkpoint_path, find_fault, list_steps, manifest_path, manifest_step
 from rdro_jax.errors import CheckpointError, ConfigError, StorageError
-from rdro_jax.run_files import EVALUATIONS_FILE, METRICS_FILE
+from rdro_jax.run_files import ALPHA_FILE, EVALUATIONS_FILE, METRICS_FILE
+
+BESIDE = (METRICS_FILE, EVALUATIONS_FILE, ALPHA_FILE)
+"""What a run needs beside its checkpoints to end as if nothing had happened."""
 
 
 def push(run_dir: Path, url: str, step: int) -> None:
-    """Copy the checkpoint of a step and the metrics to `url`; drop there the checkpoints that are no longer here.
+    """Copy the checkpoint of a step and `BESIDE` to `url`; drop there the checkpoints that are no longer here.
 
     The manifest goes last: a checkpoint without it does not count there either. Raises: StorageError.
     """
@@ -21,8 +24,8 @@ def push(run_dir: Path, url: str, step: int) -> None:
     try:
         _remove(store, folder, step)
         store.put(f"{checkpoint_path(run_dir, step)}/", f"{folder}/checkpoint-{step}/", recursive=True)
-        metrics = [run_dir / name for name in (METRICS_FILE, EVALUATIONS_FILE) if (run_dir / name).exists()]
-        for file in (*metrics, manifest_path(run_dir, step)):
+        beside = [run_dir / name for name in BESIDE if (run_dir / name).exists()]
+        for file in (*beside, manifest_path(run_dir, step)):
             store.put(str(file), f"{folder}/{file.name}")
         for old in {*_steps(store, folder)} - {*list_steps(run_dir)}:
             _remove(store, folder, old)
@@ -31,7 +34,7 @@ def push(run_dir: Path, url: str, step: int) -> None:
 
 
 def pull(run_dir: Path, url: str) -> list[str]:
-    """Bring checkpoints and metrics here where `url` has newer ones; the faults of those not as they were written.
+    """Bring checkpoints and `BESIDE` here where `url` has newer ones; the faults of those not as they were written.
 
     Raises: CheckpointError where none of them is sound, ConfigError where the store cannot be used, StorageError where
     it cannot be reached.
@@ -42,16 +45,16 @@ def pull(run_dir: Path, url: str) -> list[str]:
         there, here = _steps(store, folder), list_steps(run_dir)
         if max(there, default=0) <= max(here, default=0):
             return []
-        for step in {*there} - {*here}:
+        for name in BESIDE:  # before the newest checkpoint, with which a pull counts as done
+            if store.exists(f"{folder}/{name}"):
+                store.get(f"{folder}/{name}", str(run_dir / name))
+        for step in sorted({*there} - {*here}):
             place, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
             store.get(f"{folder}/{place.name}/", f"{place}/", recursive=True)
             store.get(f"{folder}/{manifest.name}", str(manifest))
             if fault := find_fault(run_dir, step):
                 manifest.unlink()
                 faults.append(f"{url}: {fault}")
-        for name in (METRICS_FILE, EVALUATIONS_FILE):
-            if store.exists(f"{folder}/{name}"):
-                store.get(f"{folder}/{name}", str(run_dir / name))
     except Exception as error:
         raise StorageError(f"checkpoint.mirror: {url}: cannot be read ({_brief(error)})") from error
     if not list_steps(run_dir):

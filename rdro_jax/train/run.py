@@ -22,6 +22,7 @@ from rdro_jax.losses import LossBase
 from rdro_jax.models import load_config as load_model_config
 from rdro_jax.parallel import from_first, is_first
 from rdro_jax.run_files import (
+    ALPHA_FILE,
     CONFIG_FILE,
     DATA_REPORT_FILE,
     ENVIRONMENT_FILE,
@@ -79,7 +80,6 @@ def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None]:
     """Path of the opened run folder, the step to go on after, and metrics not yet logged."""
     path = make_folder(config)
     try:
-        (path / ENVIRONMENT_FILE).write_text(json.dumps(environment(), indent=2))
         elsewhere = pull(path, config.checkpoint.mirror) if config.checkpoint.mirror else []
         step, faults = sound_steps(path)
         for fault in (*elsewhere, *faults):
@@ -87,7 +87,11 @@ def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None]:
         meta = None if step is None else load_meta(path, step)
         if meta is not None:
             _check_same_run(f"output_dir: {path}", meta["config"], config)
+        else:  # what another run found or ended with is not this one's
+            for name in (ALPHA_FILE, RESULT_FILE):
+                (path / name).unlink(missing_ok=True)
         (path / CONFIG_FILE).write_text(config.to_yaml())
+        (path / ENVIRONMENT_FILE).write_text(json.dumps(environment(), indent=2))
     except OSError as error:
         raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
     return str(path), step or 0, meta and meta["window"]
@@ -209,7 +213,7 @@ def write_result(run: RunFolder, metrics: dict[str, Any]) -> None:
 def finished_metrics(run: RunFolder) -> dict[str, Any] | None:
     """Final metrics of a finished run; None where steps are left."""
     file = run.path / RESULT_FILE
-    return from_first(lambda: json.loads(file.read_text()) if run.resume_step and file.exists() else None)
+    return from_first(lambda: json.loads(file.read_text()) if file.exists() else None)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -37,7 +37,11 @@ def params_of(folder):
 def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
     home = tmp_path.parent / "tiny0"
     held_out = {"reference": home / "model", "data": home / "eval.jsonl"}
+    stale = tmp_path / "run" / "exports" / "step_000003"
+    stale.mkdir(parents=True)
+    (stale / "README.md").write_text("of a run that was killed before its first checkpoint")
     result = train(load_config(config_file, [*ONE_DEVICE, "checkpoint.export_steps=3"]))
+    assert "after 3 steps of rdro\n" in (stale / "README.md").read_text()
     lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))

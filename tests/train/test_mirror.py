@@ -12,8 +12,8 @@ import pytest
 from rdro_jax.checkpoint import CheckpointConfig, CheckpointWriter, list_steps, sound_steps
 from rdro_jax.config import load_config
 from rdro_jax.errors import CheckpointError, ConfigError, RestartWanted, StorageError
-from rdro_jax.run_files import METRICS_FILE, read_metrics
-from rdro_jax.train import loop, train
+from rdro_jax.run_files import ALPHA_FILE, METRICS_FILE, read_metrics
+from rdro_jax.train import loop, mirror, train
 from rdro_jax.train.mirror import pull, push
 
 
@@ -24,6 +24,7 @@ def mirrored(request, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / METRICS_FILE).write_text('{"step": 3}\n')
+    (run / ALPHA_FILE).write_text("{}")
     writer = CheckpointWriter(run, CheckpointConfig(), lambda step: push(run, url, step))
     for step in (1, 2, 3):
         writer.save(step, {"params": {"kernel": jnp.full(3, step / 3)}}, {})
@@ -65,6 +66,16 @@ def test_a_damaged_copy_is_passed_over(mirrored, tmp_path):
             [fault] = pull(elsewhere, url)
             assert Path(name).name in fault
             assert sound_steps(elsewhere) == (sound, [])
+
+
+def test_the_newest_checkpoint_comes_last_so_that_a_pull_cut_short_begins_anew(mirrored, tmp_path, monkeypatch):
+    run, url = mirrored
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(mirror, "find_fault", lambda _, step: pytest.fail("cut short") if step == 3 else None)
+    with pytest.raises(pytest.fail.Exception):
+        pull(elsewhere, url)
+    assert files(elsewhere) == files(run)
 
 
 def test_what_was_being_copied_does_not_count(mirrored, tmp_path):

@@ -19,7 +19,7 @@ from rdro_jax.losses import BCO, RDRO
 from rdro_jax.models import load_model
 from rdro_jax.run_files import read_metrics
 from rdro_jax.train import feed, train
-from rdro_jax.train.run import locked
+from rdro_jax.train.run import finished_metrics, locked, make_folder, open_run
 from rdro_jax.train.state import init_state
 from rdro_jax.train.step import make_train_step
 
@@ -68,6 +68,18 @@ def test_time_that_is_up_stops_after_the_step_under_way(config_file):
         train(load_config(config_file, (*ONE_DEVICE, "max_runtime=1e-3")))
     result = train(load_config(config_file, ONE_DEVICE))  # without a limit: a key that may change
     assert (result.run_dir / "result.json").exists()
+
+
+def test_a_run_without_a_checkpoint_takes_nothing_over_from_the_last_one(config_file):
+    """The checkpoints were removed, as a message may advise: what lies beside them speaks of another run."""
+    config = load_config(config_file, ONE_DEVICE)
+    folder = make_folder(config)
+    for name in ("result.json", "alpha.json"):
+        (folder / name).write_text("{}")
+    run = open_run(config)
+    assert (run.resume_step, finished_metrics(run)) == (0, None)
+    assert not (folder / "alpha.json").exists()
+    assert (folder / "environment.json").exists()
 
 
 def test_the_second_run_in_a_folder_names_the_first(config_file, capsys):
