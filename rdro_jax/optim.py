@@ -74,5 +74,5 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def decay_mask(params: Any) -> Any:
-    """True for matrices and embeddings, False for norm scales and biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    """True for matrices, embeddings and adapters, False for norm scales and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)

@@ -8,11 +8,12 @@ import pytest
 from rdro_jax.optim import OptimizerConfig, make_optimizer, make_schedule
 
 
-def test_two_steps_of_adamw_by_hand():
+@pytest.mark.parametrize("matrix", ["kernel", "embedding", "lora_A", "lora_B"])
+def test_two_steps_of_adamw_by_hand(matrix):
     config = OptimizerConfig(learning_rate=0.1, lr_scheduler_type="constant", warmup_ratio=0, weight_decay=0.01)
     optimizer = make_optimizer(config, 10)
-    params = {"kernel": jnp.array([1.0, -2.0]), "scale": jnp.array([1.0])}
-    grads = {"kernel": jnp.array([0.3, 0.4]), "scale": jnp.array([1.2])}  # global norm 1.3: clipped to 1
+    params = {matrix: jnp.array([1.0, -2.0]), "scale": jnp.array([1.0])}
+    grads = {matrix: jnp.array([0.3, 0.4]), "scale": jnp.array([1.2])}  # global norm 1.3: clipped to 1
     state = optimizer.init(params)
     p, m, v = np.array([1.0, -2.0, 1.0]), 0.0, 0.0
     decay = np.array([0.01, 0.01, 0.0])
@@ -22,7 +23,7 @@ def test_two_steps_of_adamw_by_hand():
         g = np.array([0.3, 0.4, 1.2]) / 1.3
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         p = p - 0.1 * ((m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + decay * p)
-    np.testing.assert_allclose(np.concatenate([params["kernel"], params["scale"]]), p, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([params[matrix], params["scale"]]), p, rtol=1e-5)
 
 
 def test_moments_of_bfloat16_parameters_are_float32_but_for_what_mu_dtype_says():
