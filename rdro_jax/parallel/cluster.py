@@ -53,7 +53,7 @@ def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
     if "JAX_COORDINATOR_ADDRESS" in environ:
         count, rank = _number(environ, "JAX_NUM_PROCESSES"), _number(environ, "JAX_PROCESS_ID")
         cluster = Cluster(environ["JAX_COORDINATOR_ADDRESS"], count, rank)
-    elif "SKYPILOT_NODE_IPS" in environ:
+    elif environ.get("SKYPILOT_NODE_IPS"):
         hosts = tuple(environ["SKYPILOT_NODE_IPS"].split())
         rank = _number(environ, "SKYPILOT_NODE_RANK")
         cluster = Cluster(f"{hosts[0]}:{SKYPILOT_PORT}", len(hosts), rank, hosts)
@@ -64,6 +64,8 @@ def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
         if address is None or count is None or rank is None:
             return None
         cluster = Cluster(address, count, rank, (), None if devices is None else tuple(devices))
+    if not cluster.coordinator.rpartition(":")[2].isdecimal():
+        raise ConfigError(f"environment: the first process listens at {cluster.coordinator!r}; wanted host:port")
     if not 0 <= cluster.process_id < cluster.num_processes:
         raise ConfigError(
             f"environment: this is process {cluster.process_id} of {cluster.num_processes}; wanted 0 to "
@@ -107,14 +109,14 @@ def call_roll(cluster: Cluster, timeout: float = START_TIMEOUT) -> None:
 
 def _listen(cluster: Cluster, timeout: float) -> str:
     """The first process' part: wait for the others, tell them the verdict, which is empty when all are there."""
-    deadline, present = time.monotonic() + timeout, {}
+    deadline, present, wanted = time.monotonic() + timeout, {}, {*range(1, cluster.num_processes)}
     port = int(cluster.coordinator.rpartition(":")[2])
     try:
         server = socket.create_server(("", port), backlog=cluster.num_processes)
     except OSError as error:
         raise ConfigError(f"start: port {port} of this host cannot be used ({error.strerror}); name another") from error
     with server:
-        while len(present) < cluster.num_processes - 1 and (left := deadline - time.monotonic()) > 0:
+        while wanted - {*present} and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:
                 connection, _ = server.accept()
@@ -122,7 +124,7 @@ def _listen(cluster: Cluster, timeout: float) -> str:
                 present[json.loads(connection.makefile().readline(1000))["process"]] = connection
             except (OSError, ValueError, KeyError, TypeError):  # nobody came, or a stranger did
                 continue
-        missing = sorted({*range(1, cluster.num_processes)} - {*present})
+        missing = sorted(wanted - {*present})
         verdict = f"{', '.join(map(cluster.name, missing))} of {cluster.num_processes} missing" if missing else ""
         for connection in present.values():
             with connection:

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -46,6 +47,7 @@ def test_a_process_alone_is_no_cluster():
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_NUM_PROCESSES: got None; wanted a whole number"),
         (SKYPILOT | {"SKYPILOT_NODE_RANK": "x"}, "SKYPILOT_NODE_RANK: got 'x'"),
         (GIVEN | {"JAX_PROCESS_ID": "3"}, "this is process 3 of 3; wanted 0 to 2"),
+        (GIVEN | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "listens at '10.0.0.1'; wanted host:port"),
     ],
 )
 def test_an_environment_that_contradicts_itself_is_a_config_error(environ, says):
@@ -84,7 +86,8 @@ def test_the_missing_are_named_to_all_that_came():
     )
 
 
-def test_a_stranger_on_the_port_is_not_counted(monkeypatch):
+@pytest.mark.parametrize("says", [b"GET / HTTP/1.1\r\n\r\n", b'{"process": 7}\n'], ids=["web", "another run"])
+def test_a_stranger_on_the_port_is_not_counted(says):
     address = free_address()
     port = int(address.rpartition(":")[2])
 
@@ -92,15 +95,17 @@ def test_a_stranger_on_the_port_is_not_counted(monkeypatch):
         while True:
             try:
                 with socket.create_connection(("localhost", port), 5) as stranger:
-                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                    stranger.sendall(says)
                     return
             except OSError:
                 continue
 
     stranger = threading.Thread(target=talk)
     stranger.start()
+    start = time.monotonic()
     with pytest.raises(RestartWanted, match="process 1 of 2 missing"):
         call_roll(Cluster(address, 2, 0), 1.0)
+    assert time.monotonic() - start >= 1
     stranger.join()
 
 
