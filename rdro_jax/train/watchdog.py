@@ -62,14 +62,18 @@ class Watchdog:
 
 
 def abort(stacks: Path, what: str, passed: float) -> None:
-    """Write the stacks of all threads to `stacks` and end this process with SIGABRT."""
-    with stacks.open("w") as file:
-        file.write(f"{what} for {passed:.0f} s\n")
-        file.flush()
-        faulthandler.dump_traceback(file, all_threads=True)
+    """Write the stacks of all threads to `stacks` and end this process with SIGABRT, on a full disk too."""
+    try:
+        with stacks.open("w") as file:
+            file.write(f"{what} for {passed:.0f} s\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        where = f"in {stacks}"
+    except OSError as error:
+        where = f"nowhere ({error.strerror})"
     print(
-        f"rdro: {what} for {passed:.0f} s; the stacks of all threads are in {stacks}; the same command goes on from "
-        "the last checkpoint",
+        f"rdro: {what} for {passed:.0f} s; the stacks of all threads are {where}; the same command goes on from the "
+        "last checkpoint",
         file=sys.stderr,
         flush=True,
     )

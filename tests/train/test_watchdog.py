@@ -64,3 +64,11 @@ def test_the_end_is_an_abort_with_the_stacks_of_all_threads(tmp_path, monkeypatc
     stacks = (tmp_path / "stacks-0.txt").read_text()
     assert "asleep_over_data" in stacks
     assert "test_the_end_is_an_abort" in stacks
+
+
+def test_it_ends_where_nothing_can_be_written(tmp_path, monkeypatch, capsys):
+    aborted = []
+    monkeypatch.setattr(os, "abort", lambda: aborted.append(True))
+    abort(tmp_path / "gone" / "stacks-0.txt", "process 0 has ended no step", 301.0)
+    assert aborted
+    assert "nowhere (No such file or directory)" in capsys.readouterr().err
