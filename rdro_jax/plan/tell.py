@@ -20,7 +20,7 @@ def tell(plan: Plan, *, with_layout: bool = True) -> Iterator[str]:
 def verdict(plan: Plan) -> str:
     """Whether it fits, and by how much."""
     needed, memory = plan.needed / GIB, plan.topology.device.memory / GIB
-    counted = "" if plan.compiled or not plan.fits else " by the estimate"
+    counted = "" if plan.compiled else " by the estimate"
     if math.isinf(memory):
         return f"{plan.topology.name}: {needed:.2f} GiB per device{counted}"
     if plan.fits:
