@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +64,10 @@ class CheckpointWriter:
             for unfinished in run_dir.glob("checkpoint-*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
 
-    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], metric: float | None = None) -> None:
-        """Start writing `checkpoint-{step}`, the previous one having been waited for; `metric` says how good it is.
+    def save(
+        self, step: int, items: dict[str, Any], meta: dict[str, Any], metrics: Mapping[str, float | None] | None = None
+    ) -> None:
+        """Start writing `checkpoint-{step}`, the previous one having been waited for; `metrics` say how good it is.
 
         Raises: see `wait`.
         """
@@ -74,15 +76,15 @@ class CheckpointWriter:
             _remove(self._run_dir, step)  # a damaged one that was passed over
         path = str(checkpoint_path(self._run_dir, step))
         written = ocp.save_checkpointables_async(path, items, custom_metadata=meta)
-        self._pending = self._thread.submit(self._finish, step, written, metric)
+        self._pending = self._thread.submit(self._finish, step, written, metrics)
 
-    def _finish(self, step: int, written: ocp.AsyncResponse, metric: float | None) -> None:
+    def _finish(self, step: int, written: ocp.AsyncResponse, metrics: Mapping[str, float | None] | None) -> None:
         """Wait for orbax, write the manifest, drop what is beyond the limit, copy what was made."""
         written.result()
         if not is_first():
             return
-        write_manifest(self._run_dir, step, metric)
-        best = best_step(self._run_dir, greater_is_better=self._config.greater_is_better)
+        write_manifest(self._run_dir, step, metrics)
+        best = best_step(self._run_dir, self._config)
         for old in list_steps(self._run_dir)[: -self._config.save_total_limit]:
             if old != best:
                 _remove(self._run_dir, old)
@@ -134,11 +136,12 @@ def manifest_step(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def best_step(run_dir: Path, *, greater_is_better: bool = False) -> int | None:
-    """The step whose checkpoint has the best metric, the earliest of equal ones; None where none has one."""
-    metrics = {step: _read_manifest(run_dir, step).get("metric") for step in list_steps(run_dir)}
-    known = {step: metric for step, metric in metrics.items() if isinstance(metric, int | float)}
-    return min(known, key=lambda step: -known[step] if greater_is_better else known[step], default=None)
+def best_step(run_dir: Path, config: CheckpointConfig) -> int | None:
+    """The step whose checkpoint is best by `metric_for_best_model`, the earliest of equal ones; None where none is."""
+    told = {step: _read_manifest(run_dir, step).get("metrics") or {} for step in list_steps(run_dir)}
+    known = {step: metrics.get(config.metric_for_best_model) for step, metrics in told.items()}
+    known = {step: metric for step, metric in known.items() if metric is not None}
+    return min(known, key=lambda step: -known[step] if config.greater_is_better else known[step], default=None)
 
 
 def _read_manifest(run_dir: Path, step: int) -> dict[str, Any]:
@@ -150,13 +153,13 @@ def _read_manifest(run_dir: Path, step: int) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def write_manifest(run_dir: Path, step: int, metric: float | None = None) -> None:
+def write_manifest(run_dir: Path, step: int, metrics: Mapping[str, float | None] | None = None) -> None:
     """Write sizes and hashes of the files of a checkpoint, and how good it is, in one move."""
     folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
     files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in _files(folder)}
     unfinished = manifest.with_suffix(".tmp")
     with unfinished.open("w") as file:
-        json.dump({"step": step, "metric": metric, "files": files}, file, indent=1)
+        json.dump({"step": step, "metrics": metrics and dict(metrics), "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(manifest)

@@ -138,10 +138,16 @@ def test_the_best_one_is_kept_beside_the_newest(greater, kept, tmp_path):
     config = CheckpointConfig(metric_for_best_model="eval_loss", greater_is_better=greater)
     writer = CheckpointWriter(tmp_path, config)
     for step, metric in ((1, 0.5), (2, 0.2), (3, 0.9), (4, None), (5, 0.5)):
-        writer.save(step, items(step), {}, metric)
+        writer.save(step, items(step), {}, {"eval_loss": metric})
     writer.wait()
     assert list_steps(tmp_path) == kept
-    assert best_step(tmp_path, greater_is_better=greater) == kept[0]
+    assert best_step(tmp_path, config) == kept[0]
+    # A run that goes on without the metric, or by another one, keeps nothing for the sake of the old one.
+    for step, other in ((6, None), (7, "eval_rewards/auc")):
+        writer = CheckpointWriter(tmp_path, CheckpointConfig(metric_for_best_model=other, greater_is_better=greater))
+        writer.save(step, items(step), {}, other and {other: 0.6})
+        writer.wait()
+        assert list_steps(tmp_path) == [step - 1, step]
 
 
 def test_it_comes_back_on_other_devices_and_axes(tmp_path):

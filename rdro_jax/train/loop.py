@@ -240,13 +240,16 @@ def _make_writer(config: Config, run: RunFolder) -> CheckpointWriter:
     return CheckpointWriter(run.path, config.checkpoint, partial(push, run.path, mirror) if mirror else None)
 
 
-def _best_metric(config: Config, recorder: Recorder) -> float | None:
+def _best_metric(config: Config, recorder: Recorder) -> dict[str, float | None] | None:
     """What checkpoints are compared by. Raises: ConfigError where no evaluation tells it."""
     name = config.checkpoint.metric_for_best_model
-    if name is not None and name not in recorder.latest:
-        known = ", ".join(sorted(key for key in recorder.latest if key.startswith("eval_"))) or "none, for no data.eval"
-        raise ConfigError(f"checkpoint.metric_for_best_model: got '{name}'; wanted one of {known}")
-    return None if name is None else recorder.latest[name]
+    if name is None:
+        return None
+    known = sorted(key for key in recorder.latest if key.startswith("eval_"))
+    if name not in known:
+        wanted = ", ".join(known) or "none, for no data.eval"
+        raise ConfigError(f"checkpoint.metric_for_best_model: got '{name}'; wanted one of {wanted}")
+    return {name: recorder.latest[name]}
 
 
 def _make_watchdog(config: Config, run: RunFolder) -> Watchdog:
