@@ -167,8 +167,9 @@ class RDRO(RatioLoss):
         self._check_rows_as_drawn("label_noise", self.label_noise)
 
     def _check_rows_as_drawn(self, key, got):
-        as_drawn = self.sampling_alpha is None or self.sampling_alpha == self.alpha
-        check(key, got, as_drawn, f"loss.alpha: data beside it, which is {self.sampling_alpha}; got {self.alpha}")
+        as_drawn = self.alpha != "estimate" and self.sampling_alpha in (None, self.alpha)
+        share = "" if self.sampling_alpha is None else f", which is {self.sampling_alpha}"
+        check(key, got, as_drawn, f"loss.alpha: data beside it{share}; got {self.alpha}")
 
     @property
     def needs_prompt_alpha(self) -> bool:

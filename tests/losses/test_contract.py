@@ -251,6 +251,8 @@ def test_a_reference_that_is_not_needed_is_not_read(loss):
         (lambda: RDRO(label_noise=0.1, estimator="class_mean"), "estimator"),
         (lambda: RDRO(label_noise=0.1, prompt_alpha="offset"), "prompt_alpha"),
         (lambda: RDRO(alpha=0.3, prompt_alpha="offset").resolve(0.39), "prompt_alpha"),
+        (lambda: RDRO(alpha="estimate", prompt_alpha="offset"), "prompt_alpha"),
+        (lambda: RDRO(alpha="estimate", label_noise=0.1), "label_noise"),
         (lambda: DDRO(epsilon=1.0), "epsilon"),
         (lambda: DDRO(epsilon=-0.1), "epsilon"),
         *[
