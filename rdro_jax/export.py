@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from rdro_jax.checkpoint import find_fault, list_steps, load_items
-from rdro_jax.config import load_config
+from rdro_jax.config import Config, load_config
 from rdro_jax.errors import CheckpointError, ConfigError
 from rdro_jax.models import save_adapters, save_model
-from rdro_jax.parallel import make_mesh, param_shardings
+from rdro_jax.parallel import MeshConfig, make_mesh, param_shardings
 from rdro_jax.train.card import metrics_of, write_card
 from rdro_jax.train.policy import make_policy
 from rdro_jax.train.state import TrainState
@@ -42,7 +43,7 @@ def export(
             f"{fault}; export another step: {', '.join(str(s) for s in steps if s != step) or 'none'}"
         )
     config = load_config(run / "config.yaml")
-    policy = make_policy(config.model.path, make_mesh(config.mesh))
+    policy = make_policy(config.model.path, _mesh(config))
     if adapter and config.model.lora is None:
         raise ConfigError(f"{run}: this run trained the model itself, not adapters (model.lora); leave out --adapter")
     shapes = trained_shapes(config, policy)
@@ -60,3 +61,11 @@ def export(
     save_model(params, policy.model, out, base=config.model.path, dtype=dtype)
     write_card(out, config, params, step, metrics_of(run, step))
     return out
+
+
+def _mesh(config: Config) -> Mesh:
+    """The run's mesh; on a machine of other devices, whatever it has."""
+    try:
+        return make_mesh(config.mesh)
+    except ConfigError:
+        return make_mesh(MeshConfig())

@@ -12,13 +12,16 @@ from rdro_jax.export import export
 from rdro_jax.models import init_params, load_model
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_numbers_and_type_are_those_of_the_checkpoint(dtype, tmp_path):
+@pytest.mark.parametrize(("dtype", "devices"), [("float32", 8), ("bfloat16", 3)])
+def test_numbers_and_type_are_those_of_the_checkpoint(dtype, devices, tmp_path):
+    """Also of a run on devices that this machine has not."""
     home, run = write_folder(tmp_path), tmp_path / "run"
     (home / "run.yaml").write_text("loss: {name: rdro}")
     paths = [f"output_dir={run}", f"model.path={home / 'model'}", f"data.train={home / 'train.jsonl'}"]
     run.mkdir()
-    (run / "config.yaml").write_text(load_config(home / "run.yaml", [*paths, f"model.dtype={dtype}"]).to_yaml())
+    (run / "config.yaml").write_text(
+        load_config(home / "run.yaml", [*paths, f"model.dtype={dtype}", f"mesh.fsdp={devices}"]).to_yaml()
+    )
     writer = CheckpointWriter(run, CheckpointConfig())
     saved = {step: init_params(CONFIG, jax.random.key(step), dtype=dtype) for step in (1, 2)}
     for step, params in saved.items():
