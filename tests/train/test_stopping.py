@@ -109,6 +109,19 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(loss, bad):
     jax.tree.map(np.testing.assert_array_equal, after._replace(step=0), state._replace(step=0))
 
 
+def test_a_spike_is_skipped_and_its_parameter_named():
+    batch = make_batch([(2, 3), (1, 4)], rows=1, slots=2, seq=16, labels=[True, False])
+    logps = lambda params, batch: forward({"s": params["calm"] + 50 * params["wild"]}, batch)  # noqa: E731
+    loss, optimizer = RDRO(alpha=0.4), optax.sgd(0.1)
+    state = init_state({"calm": jnp.float32(0.0), "wild": jnp.float32(0.0)}, loss, optimizer)
+    _, told = jax.jit(make_train_step(logps, loss, optimizer))(state, batch)
+    norm = float(told["grad_norm"])
+    for limit, skipped in ((1.01 * norm, 0), (0.99 * norm, 1)):
+        after, told = jax.jit(make_train_step(logps, loss, optimizer, skip_grad_norm=limit))(state, batch)
+        assert (told["skipped"], told["first_bad_leaf"], after.step) == (skipped, 1, 1)
+        assert bool(after.params["wild"] == 0) == bool(skipped)
+
+
 def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config_file, monkeypatch, capsys):
     """Rows are poisoned in the loader, step by step, as a broken device or file would."""
     put = feed.global_arrays
