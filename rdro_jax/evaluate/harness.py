@@ -110,30 +110,45 @@ def answer_requests(
         options = requests[members[0]][1]
         for start in range(0, len(members), GENERATION_ROWS):
             part = members[start : start + GENERATION_ROWS]
-            texts = _generate(scorer, tokenizer, [prompts[index] for index in part], options, max_length)
+            # A key of its own: what a task asks repeatedly, to sample several answers, may fall into several parts.
+            key = jax.random.fold_in(jax.random.key(0), part[0])
+            texts = _generate(scorer, tokenizer, [prompts[index] for index in part], options, max_length, key)
             for index, text in zip(part, texts, strict=True):
                 answers[index] = text
     return answers
 
 
 def _generate(
-    scorer: Scorer, tokenizer: Any, prompts: Sequence[list[int]], options: dict[str, Any], max_length: int
+    scorer: Scorer,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    options: dict[str, Any],
+    max_length: int,
+    key: jax.Array,
 ) -> list[str]:
-    until = options.get("until") or []
-    stops = [text for text in ([until] if isinstance(until, str) else until) if text]
-    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-    most = next((int(options[name]) for name in names if options.get(name)), MOST_NEW_TOKENS)
-    warmth = options.get("temperature", 1.0) if options.get("do_sample") else 0.0
+    from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
+
+    wanted = normalize_gen_kwargs(options, MOST_NEW_TOKENS)
+    stops = [text for text in wanted["until"] if text]
+    room = max_length - wanted["max_gen_toks"]
+    if room < 1:
+        most = f"a task wants answers of {wanted['max_gen_toks']} tokens"
+        raise ConfigError(f"rdro eval lm: {most}, the model's window is {max_length}; leave out this task")
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     done = sample(
         scorer.params,
         scorer.model,
-        [prompt[-(max_length - most) :] for prompt in prompts],
-        Sampling(most, temperature=warmth, top_k=options.get("top_k"), top_p=options.get("top_p", 1.0)),
+        [prompt[-room:] for prompt in prompts],
+        Sampling(
+            wanted["max_gen_toks"],
+            temperature=wanted.get("temperature", 1.0) if wanted["do_sample"] else 0.0,
+            top_k=wanted.get("top_k"),
+            top_p=wanted.get("top_p", 1.0),
+        ),
         stop_ids=(*scorer.model.eos_token_ids, tokenizer.eos_token_id),
         stop_strings=stops,
         decode=decode,
-        key=jax.random.key(0),
+        key=key,
         logps=False,
         bucket=BUCKET,
     )

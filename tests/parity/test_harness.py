@@ -12,8 +12,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from rdro_jax.data import load_tokenizer
+from rdro_jax.errors import ConfigError
 from rdro_jax.evaluate import likelihood
-from rdro_jax.evaluate.harness import make_harness_model
+from rdro_jax.evaluate.harness import GENERATION_ROWS, make_harness_model
 from rdro_jax.parallel import make_mesh
 
 pytestmark = pytest.mark.parity
@@ -88,6 +89,18 @@ def test_generate_until(models):
         for model in models
     )
     assert got == wanted
+
+
+def test_repeated_requests_are_sampled_each_for_itself(models):
+    """A temperature alone means sampling, as for `--model hf`; no two batches draw the same."""
+    asked = [("a b", {"until": [], "max_gen_toks": 12, "temperature": 2.0})] * (2 * GENERATION_ROWS)
+    got = models[0].generate_until(requests("generate_until", asked))
+    assert len(set(got)) == len(got)
+
+
+def test_an_answer_longer_than_the_window_is_refused(models):
+    with pytest.raises(ConfigError, match="answers of 128 tokens, the model's window is 128"):
+        models[0].generate_until(requests("generate_until", [("a b", {"max_gen_toks": 128})]))
 
 
 REAL = [
