@@ -1,5 +1,6 @@
 """Held-out completions with the log-ratio of each token, for `rdro report` to shade."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,18 @@ def token_rows(
     rows = []
     for number, (context, continuation) in enumerate(requests):
         ratios = policy[number][0] - base[number][0]
-        tokens = [[tokenizer.decode([token]), float(s)] for token, s in zip(continuation, ratios, strict=True)]
         row = {"prompt": tokenizer.decode(context), "label": bool(examples.desirable[number])}
-        rows.append(row | {"log_ratio": float(ratios.sum()), "tokens": tokens})
+        rows.append(row | {"log_ratio": float(ratios.sum()), "tokens": _spell(tokenizer, continuation, ratios)})
     return rows
+
+
+def _spell(tokenizer: Any, tokens: Sequence[int], ratios: Iterable[float]) -> list[list[Any]]:
+    """[text, log-ratio] of each token, or of the tokens that a letter is spread over together."""
+    pieces, held, total = [], [], 0.0
+    for token, ratio in zip(tokens, ratios, strict=True):
+        held, total = [*held, token], total + float(ratio)
+        text = tokenizer.decode(held)
+        if not text.endswith("\ufffd"):  # what an unfinished letter is decoded to
+            pieces.append([text, total])
+            held, total = [], 0.0
+    return [*pieces, [tokenizer.decode(held), total]] if held else pieces

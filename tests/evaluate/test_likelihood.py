@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CONFIG, write_folder
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.evaluate import harness
 from rdro_jax.evaluate.likelihood import load_scorer, score_continuations
-from rdro_jax.evaluate.samples import token_rows
+from rdro_jax.evaluate.samples import _spell, token_rows
 from rdro_jax.models import forward, init_params, load_model, logits, save_model
 
 
@@ -53,6 +54,20 @@ def test_rows_by_token_add_up_to_the_log_ratio(tmp_path):
     assert max(abs(row["log_ratio"]) for row in rows) > 1e-3
     same = token_rows(folder / "model", **at | {"reference": folder / "model"}, count=3)
     assert all(s == 0 for row in same for _, s in row["tokens"])
+
+
+def test_a_letter_of_several_tokens_is_one_piece():
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokens = tokenizer.encode("aé€").ids
+    assert _spell(tokenizer, tokens, [1, 2, 3, 4, 5, 6]) == [["a", 1], ["é", 5], ["€", 15]]
+    assert _spell(tokenizer, tokens[:-1], [1, 2, 3, 4, 5])[-1] == ["\ufffd", 9], "cut in the middle"
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="got 2 processes; samples and completions want a single one"):
+        load_scorer("anywhere")
 
 
 def test_a_missing_harness_is_named(monkeypatch):
