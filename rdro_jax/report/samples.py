@@ -36,18 +36,22 @@ class Row(NamedTuple):
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
     """Samples of the runs: those of several runs that answer one prompt, in the same line of their files, together."""
-    count = min(MOST_SAMPLES, max((len(run.samples) for run in runs), default=0))
-    return [_row([(run, run.samples[index]) for run in runs if index < len(run.samples)]) for index in range(count)]
+    rows = []
+    for index in range(min(MOST_SAMPLES, max((len(run.samples) for run in runs), default=0))):
+        by_prompt: dict[str, list[tuple[Run, Mapping[str, Any]]]] = {}
+        for run, line in ((run, run.samples[index]) for run in runs if index < len(run.samples)):
+            by_prompt.setdefault(_spell(line.get("prompt") or ""), []).append((run, line))
+        rows += [_row(prompt, members, named=len(runs) > 1) for prompt, members in by_prompt.items()]
+    return rows
 
 
-def _row(members: Sequence[tuple[Run, Mapping[str, Any]]]) -> Row:
-    prompts = dict.fromkeys(_spell(line["prompt"]) for _, line in members if line.get("prompt"))
+def _row(prompt: str, members: Sequence[tuple[Run, Mapping[str, Any]]], *, named: bool) -> Row:
     cells = tuple(
-        Cell(f"{run.name}: {title}" if len(members) > 1 else title, pieces)
+        Cell(f"{run.name}: {title}" if named else title, pieces)
         for run, line in members
         for title, pieces in _cells(line)
     )
-    return Row(" | ".join(prompts), cells)
+    return Row(prompt, cells)
 
 
 def _cells(line: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Piece, ...]]]:

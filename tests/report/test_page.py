@@ -56,14 +56,20 @@ def test_summary_and_what_differs_in_the_configs(run_folders):
 
 
 def test_samples_stand_side_by_side_shaded_by_log_ratio(run_folders):
-    first, second = rows_of(load_runs(run_folders))
-    assert [cell.title for cell in first.cells] == [
-        "first: before", "first: after, score +0.250", "third <b>xxx: completion"
-    ]  # fmt: skip
-    assert first.prompt == f"{HOSTILE} | p"
+    first, other, second = rows_of(load_runs(run_folders))
+    assert [cell.title for cell in first.cells] == ["first: before", "first: after, score +0.250"]
+    assert (first.prompt, other.prompt) == (HOSTILE, "p"), "answers to different prompts are no comparison"
+    assert [cell.title for cell in other.cells] == ["third <b>xxx: completion"]
     (cell,) = second.cells
-    assert cell.title == "completion, desirable, log-ratio -3.500"
+    assert cell.title == "first: completion, desirable, log-ratio -3.500"
     assert [piece.shade for piece in cell.pieces] == ["u2", "d4", ""]
+
+
+def test_answers_to_one_prompt_stand_together_and_name_it_once(tmp_path):
+    samples = [{"prompt": "How?", "completion": f"{number}"} for number in range(2)]
+    folders = [write_run(tmp_path / name, steps=4, samples=samples) for name in ("one", "two")]
+    assert [len(row.cells) for row in rows_of(load_runs(folders))] == [2, 2]
+    assert write_report(folders, tmp_path / "page.html").read_text().count('<pre class="prompt">') == 1
 
 
 def test_three_runs_of_ten_thousand_steps_take_less_than_three_seconds(tmp_path):
