@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ def add_eval(commands: Any) -> None:
         _eval,
         "measure a policy against its reference on labelled rows",
         "rdro eval runs/first --reference models/base --data held_out.jsonl",
-        "\nPrints JSON: held-out RDRO loss and its floor, AUC, calibration, divergences, means by class, alpha_hat,"
-        "\nwith 95 % bootstrap intervals by prompt; docs/evaluation.md says what each figure is.",
+        "\nHeld-out RDRO loss and its floor, AUC, calibration, divergences, means by class, alpha_hat, with 95 %"
+        "\nbootstrap intervals by prompt: a table on a terminal, elsewhere a JSON object, with the histogram and the"
+        "\nreliability curve. docs/evaluation.md says what each figure is.",
     )
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, or the folder of a run")
     parser.add_argument("--reference", metavar="DIR", required=True, help="Hugging Face folder of the reference")
@@ -84,13 +86,30 @@ def _eval(arguments: argparse.Namespace) -> None:
     names = ("reference", "data", "max_length", "alpha", "completions", "max_new_tokens")
     metrics = evaluate(arguments.model, **{name: getattr(arguments, name) for name in names})
     if is_first():
-        print(json.dumps(metrics, indent=2))
+        _print_figures(metrics)
     if arguments.samples is not None:
         from rdro_jax.evaluate.outputs import write_rows
         from rdro_jax.evaluate.samples import token_rows
 
         of = {"reference": arguments.reference, "data": arguments.data, "max_length": arguments.max_length}
         write_rows(arguments.samples, token_rows(arguments.model, **of))
+
+
+def _print_figures(metrics: dict[str, Any]) -> None:
+    """A table for a person, JSON for a program."""
+    if not sys.stdout.isatty():
+        print(json.dumps(metrics, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table, intervals = Table("figure", "value", "95 % interval"), metrics["intervals"]
+    spell = lambda value: "-" if value is None else f"{value:.4g}"  # noqa: E731
+    for name, value in sorted(metrics.items()):
+        if value is None or isinstance(value, float):  # no picture
+            low, high = map(spell, intervals.get(name, (None, None)))
+            table.add_row(name, spell(value), f"{low} to {high}" if name in intervals else "")
+    Console().print(table)
 
 
 def add_export(commands: Any) -> None:

@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 from tiny import CONFIG, write_folder
 
 from rdro_jax.cli import main
+from rdro_jax.cli.runs import _print_figures
 from rdro_jax.evaluate.likelihood import load_scorer
 from rdro_jax.evaluate.onpolicy import Drawn, draw_completions, kl_figures, score_completions
 from rdro_jax.models import forward, init_params, logits, save_model
@@ -90,3 +91,13 @@ def test_the_command_samples_from_the_policy(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["on_policy/kl"], told["intervals"]["on_policy/kl_per_token"]) == (0, [0, 0])
     assert 1 <= told["on_policy/lengths"] <= 4
+
+
+def test_a_terminal_gets_the_figures_as_a_table(capsys, monkeypatch):
+    figures = {"rewards/auc": 0.80934, "loss": 1.5, "alpha_hat/value": None, "log_ratio": {"edges": [0.25, 0.75]}}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _print_figures(figures | {"intervals": {"rewards/auc": (0.7, None)}})
+    shown = [line.replace("│", "").split() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in shown if line[0] in figures] == [
+        ["alpha_hat/value", "-"], ["loss", "1.5"], ["rewards/auc", "0.8093", "0.7", "to", "-"]
+    ]  # fmt: skip
