@@ -234,5 +234,7 @@ def _packing_report(home: Path, examples: Examples, config: DataConfig) -> Packi
         padded_utilisation=used / (len(lengths) * config.max_length),
         lost_tokens=rows * config.max_length - used,
     )
-    file.write_text(json.dumps(dataclasses.asdict(report)))
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")  # trials that share the folder read it at any moment
+    unfinished.write_text(json.dumps(dataclasses.asdict(report)))
+    unfinished.replace(file)
     return report

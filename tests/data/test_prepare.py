@@ -1,9 +1,11 @@
 """The artefact is what `load_examples` gives, made once, in any number of processes, however often it is stopped."""
 
+import errno
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,3 +228,19 @@ def test_batches_come_from_the_mapped_file(write_rows, chatml, chatml_folder, tm
         pack_batch(prepared, plan, max_length=384)[:7], pack_batch(loaded, plan, max_length=384)[:7], strict=True
     ):
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_packing_report_that_broke_off_is_not_believed(write_rows, chatml_folder, tmp_path, monkeypatch):
+    path = write_rows(ROWS[:20])
+    whole = Path.write_text
+
+    def breaks_off(file, text, **options):
+        if not file.name.startswith("packing"):
+            return whole(file, text, **options)
+        whole(file, text[:9])
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as full, pytest.raises(OSError, match="full"):
+        full.setattr(Path, "write_text", breaks_off)
+        prepare(path, chatml_folder, config(path), tmp_path / "store")
+    assert prepare(path, chatml_folder, config(path), tmp_path / "store").report.packing.rows > 0
