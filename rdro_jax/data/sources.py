@@ -129,9 +129,11 @@ def _first_letter(path: str) -> bytes:
 
 def _read_array(path: str) -> list[dict[str, object]]:
     """The rows of a JSON array, which are all in memory at once."""
-    text = b"".join(raw for _, raw in read_lines(path))
+    lines = [raw for _, raw in read_lines(path)]
+    if max(map(len, lines)) > MAX_LINE_BYTES:
+        raise RecordError(f"{path}: an array on lines over {MAX_LINE_BYTES >> 20} MiB; wanted JSONL, one row per line")
     try:
-        rows = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
+        rows = json.loads(b"".join(lines), parse_constant=_no_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         what = error.cause if isinstance(error, BadRow) else shorten(str(error), 120)
         raise RecordError(f"{path}: broken JSON ({what}); wanted an array of rows, or one row per line") from None

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from rdro_jax.data import DataConfig, Source, load_examples
+from rdro_jax.data import DataConfig, Source, load_examples, sources
 from rdro_jax.data.sources import read_rows
 from rdro_jax.errors import RecordError
 from rdro_jax.hub import DATA_FILES
@@ -203,3 +203,10 @@ def test_sources_are_mixed_by_weight_and_said(chatml, write_rows):
 def test_half_of_many_rows_is_half(write_rows):
     source = Source(write_rows([{"i": i} for i in range(10_000)]), weight=0.5)
     assert abs(sum(1 for _ in read_rows(source)) - 5000) < 5 * 50  # five standard errors of 10,000 coins
+
+
+def test_an_array_on_a_line_beyond_reading_is_named(tmp_path, monkeypatch):
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a" * 99}]))
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 50)
+    with pytest.raises(RecordError, match="wanted JSONL, one row per line"):
+        list(sources.read_file(str(tmp_path / "rows.json")))
