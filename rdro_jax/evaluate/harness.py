@@ -11,13 +11,10 @@ import jax
 from rdro_jax.data.chat import load_tokenizer
 from rdro_jax.errors import ConfigError
 from rdro_jax.evaluate.likelihood import Scorer, load_scorer, score_continuations
-from rdro_jax.generate import Sampling
-from rdro_jax.generate.sample import sample
+from rdro_jax.generate import BUCKET, Sampling, sample
 
 GENERATION_ROWS = 16
 """Requests answered side by side."""
-BUCKET = 64
-"""Prompts are widened to a multiple of so many tokens, so that few programs are compiled."""
 MOST_NEW_TOKENS = 256
 """Tokens of an answer where a task does not say; the harness's own number."""
 

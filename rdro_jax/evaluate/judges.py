@@ -47,7 +47,7 @@ def compare(first: Rows, second: Rows, judge: Judge, others: Sequence[Rows] = ()
     characters and g how easy the prompt is to win, which `instruction_ease` finds in how `others` did against
     `second`; without `others` there is no c. Both with 95 % bootstrap intervals, to which g is known.
 
-    Raises: RecordError where the instructions are not the same.
+    Raises: RecordError where the instructions are not the same, ConfigError where the judge gives no number.
     Source: Dubois et al. 2024, length-controlled AlpacaEval (arXiv:2404.04475). Differs from it in where g comes from
     and in the penalty, which is a fixed ridge.
     """
@@ -88,7 +88,10 @@ def _contest(first: Mapping[str, str], second: Mapping[str, str], judge: Judge) 
     if not first:
         raise RecordError("no instruction is answered; wanted rows of instruction and output")
     sides = (first, second)
-    scores = np.array([[judge(prompt, side[prompt]) for side in sides] for prompt in second])
+    scores = np.array([[judge(prompt, side[prompt]) for side in sides] for prompt in second], float)
+    for prompt, pair in zip(second, scores, strict=True):
+        if np.isnan(pair).any():
+            raise ConfigError(f"--judge: no number for an answer to '{prompt[:80]}'; wanted score(...) -> float")
     lengths = np.array([[len(side[prompt]) for side in sides] for prompt in second], float)
     outcome = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
     return Contest(outcome, length_terms(lengths[:, 0] - lengths[:, 1]), scores, lengths)

@@ -10,14 +10,11 @@ from jaxtyping import Float, Int
 
 from rdro_jax.data import Examples
 from rdro_jax.evaluate.likelihood import Request, Scorer, load_scorer, score_tokens
-from rdro_jax.generate import Sampling
-from rdro_jax.generate.sample import sample
+from rdro_jax.generate import BUCKET, Sampling, sample
 from rdro_jax.train.bootstrap import draw_prompts, drawn_together, interval
 
 ROWS = 64
 """Completions drawn side by side, at the least those of one prompt."""
-BUCKET = 64
-"""Prompts are widened to a multiple of so many tokens, so that few programs are compiled."""
 
 
 class Drawn(NamedTuple):

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rdro_jax.errors import RecordError, StorageError
-from rdro_jax.generate import Sampling
+from rdro_jax.generate import BUCKET, Sampling
 from rdro_jax.generate.chat import Assistant, answer
 
 ROWS = 16
 """Prompts answered side by side."""
-BUCKET = 64
-"""They are widened to a multiple of so many tokens, so that few programs are compiled."""
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """Of MT-Bench by category, as FastChat has them; 0 for the others."""
 TURNS = 2
@@ -27,13 +25,23 @@ def alpaca_outputs(
 
     A prompt is a text, a list of messages (its last one is the instruction) or an object with `instruction`, whose
     `dataset` is kept.
+
+    Raises: RecordError for an object without one.
     """
-    asked = [prompt["instruction"] if isinstance(prompt, Mapping) else prompt for prompt in prompts]
+    asked = [_asked(prompt, number) for number, prompt in enumerate(prompts, start=1)]
     texts = _answers(assistant, asked, sampling, seed)
     return [
         {"instruction": _instruction(ask), "output": text, "generator": generator, "dataset": _dataset(prompt)}
         for prompt, ask, text in zip(prompts, asked, texts, strict=True)
     ]
+
+
+def _asked(prompt: Any, number: int) -> Any:
+    if not isinstance(prompt, Mapping):
+        return prompt
+    if not isinstance(prompt.get("instruction"), str):
+        raise RecordError(f"prompt {number}: an object without a text `instruction`; wanted AlpacaEval's prompt set")
+    return prompt["instruction"]
 
 
 def _answers(assistant: Assistant, prompts: Sequence[Any], sampling: Sampling, seed: int) -> list[str]:

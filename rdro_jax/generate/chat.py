@@ -9,11 +9,8 @@ import jax
 from rdro_jax.data.chat import Template, encode, load_tokenizer, prompt_messages, read_template, render_messages
 from rdro_jax.data.records import BadRow
 from rdro_jax.errors import RecordError
-from rdro_jax.generate.sample import Sampling, sample
+from rdro_jax.generate.sample import BUCKET, Sampling, sample
 from rdro_jax.models import ModelConfig, Params, load_model
-
-BUCKET = 64
-"""Prompts of a conversation are widened to a multiple of so many tokens, or every turn would be compiled anew."""
 
 
 class Assistant(NamedTuple):

@@ -15,6 +15,8 @@ from rdro_jax.generate.choose import Limits
 from rdro_jax.generate.decode import Request, Traits, extend, prefill
 from rdro_jax.models import ModelConfig, Params
 
+BUCKET = 64
+"""What callers widen prompts to a multiple of, in tokens, so that few programs are compiled."""
 STRIDE = 16
 """New tokens between two looks of the host at the text, where stop strings are asked for."""
 

@@ -117,6 +117,8 @@ def test_faults_are_named(tmp_path):
         compare(rows_of(["a", "b"]), rows_of(["a"]), longer)
     with pytest.raises(RecordError, match="wanted the texts instruction and output"):
         compare([{"instruction": "x"}], rows_of(["a"]), longer)
+    with pytest.raises(ConfigError, match="no number for an answer to 'prompt 0'"):
+        compare(rows_of(["a"]), rows_of(["b"]), lambda prompt, completion: None)
     with pytest.raises(ConfigError, match="wanted module:function"):
         load_judge("length")
     with pytest.raises(ConfigError, match="no_such_module"):

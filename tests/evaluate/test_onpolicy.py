@@ -12,8 +12,9 @@ from tiny import CONFIG, write_folder
 
 from rdro_jax.cli import main
 from rdro_jax.cli.runs import _print_figures
+from rdro_jax.data import DataConfig, load_examples, load_tokenizer
 from rdro_jax.evaluate.likelihood import load_scorer
-from rdro_jax.evaluate.onpolicy import Drawn, draw_completions, kl_figures, score_completions
+from rdro_jax.evaluate.onpolicy import Drawn, distinct_prompts, draw_completions, kl_figures, score_completions
 from rdro_jax.models import forward, init_params, logits, save_model
 
 STOP, LONGEST, PROMPT = 0, 3, [1, 2]
@@ -71,6 +72,16 @@ def test_sampled_divergences_are_those_of_the_enumeration(tmp_path):
     low, high = intervals["on_policy/kl"]
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert low < wanted < high
+
+
+def test_each_prompt_is_asked_once_up_to_the_answer(tmp_path):
+    folder = write_folder(tmp_path)
+    rows = [{"prompt": "a b", "completion": text, "label": text == "c"} for text in ("c", "d e")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"prompt": "f"}]))
+    tokenizer = load_tokenizer(folder / "model")
+    prompts = distinct_prompts(load_examples(str(path), tokenizer, DataConfig(train=str(path), max_length=32)))
+    assert sorted(map(tokenizer.decode, prompts)) == ["<user> a b <assistant>", "<user> f <assistant>"]
 
 
 def test_intervals_keep_completions_of_a_prompt_together():

@@ -65,5 +65,7 @@ def test_questions_and_files_are_checked(tmp_path):
         list(outputs.read_objects(tmp_path / "q.jsonl"))
     with pytest.raises(RecordError, match="cannot be read"):
         list(outputs.read_objects(tmp_path / "none.jsonl"))
+    with pytest.raises(RecordError, match="prompt 2: an object without a text `instruction`"):
+        outputs.alpaca_outputs(None, ["one", {"prompt": "two"}], Sampling(8), generator="mine")
     with pytest.raises(StorageError, match="wanted a file that can be written"):
         outputs.write_rows(tmp_path / "q.jsonl" / "out.json", [])
