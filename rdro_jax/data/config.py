@@ -35,7 +35,7 @@ class Source:
     revision: str | None = None
     """Commit, tag or branch of a hub data set; a commit keeps the rows what they are."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Times each row is taken: 2 takes all rows twice, 0.5 every other one, drawn by its number."""
+    """Times each row is taken: 2 takes all rows twice, 0.5 about half of them, drawn by their numbers."""
     max_samples: PositiveInt | None = None
     """Rows read from the beginning; None = all."""
     column_map: ColumnMap = ()
