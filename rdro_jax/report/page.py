@@ -72,6 +72,8 @@ def render(runs: Sequence[Run]) -> str:
     plots = draw(runs)
     charts = [_item(plot, f"chart-{index}") for index, plot in enumerate(plots)]
     library = files(bokeh).joinpath("server", "static", "js", "bokeh.min.js").read_text(encoding="utf-8")
+    samples = rows_of(runs)
+    shaded = any(piece.shade for row in samples for cell in row.cells for piece in cell.pieces)
     scripts = [_inline(library), _inline(_part("page.js"))]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_part("page.html.j2")).render(
@@ -80,7 +82,8 @@ def render(runs: Sequence[Run]) -> str:
         summary=summary(runs),
         tables=tables(runs),
         charts=[plot.title.text for plot in plots],
-        samples=rows_of(runs),
+        samples=samples,
+        shaded=shaded,
         style=_part("page.css"),
         scripts=scripts,
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),

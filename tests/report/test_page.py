@@ -36,6 +36,7 @@ def test_the_page_holds_everything_and_strangers_words_are_escaped(comparison):
     assert HOSTILE not in page
     assert html.escape(HOSTILE, quote=False) in page.replace("&#39;", "'")
     assert "third &lt;b&gt;" in page
+    assert "Shaded tokens" in page
     # Elements as a parser sees them: data, Bokeh and the page's own script, and nothing else.
     assert len(re.findall(r"<script", page)) - page.count('"<script') == 3
     assert not re.search(r"<(?:link|img|iframe|script src)", re.sub(r"(?s)<script.*?</script>", "", page))
@@ -69,7 +70,9 @@ def test_answers_to_one_prompt_stand_together_and_name_it_once(tmp_path):
     samples = [{"prompt": "How?", "completion": f"{number}"} for number in range(2)]
     folders = [write_run(tmp_path / name, steps=4, samples=samples) for name in ("one", "two")]
     assert [len(row.cells) for row in rows_of(load_runs(folders))] == [2, 2]
-    assert write_report(folders, tmp_path / "page.html").read_text().count('<pre class="prompt">') == 1
+    page = write_report(folders, tmp_path / "page.html").read_text()
+    assert page.count('<pre class="prompt">') == 1
+    assert "Shaded tokens" not in page
 
 
 def test_three_runs_of_ten_thousand_steps_take_less_than_three_seconds(tmp_path):
