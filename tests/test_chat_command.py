@@ -1,5 +1,6 @@
 """A conversation is the batch of one prompt per turn, each prompt all that was said before."""
 
+import importlib
 import json
 
 import jax
@@ -38,6 +39,20 @@ def test_each_turn_sees_what_was_said(assistant):
     [alone] = answer(assistant, [LINES[1]], sampling, seed=3)
     assert said == [first, second, alone]
     assert second != answer(assistant, [LINES[1]], sampling, seed=1)[0]
+
+
+def test_many_prompts_are_answered_some_at_a_time(assistant, monkeypatch):
+    module, rows = importlib.import_module("rdro_jax.generate.chat"), []
+    inner = module.sample
+    monkeypatch.setattr(module, "ROWS", 4)
+    monkeypatch.setattr(
+        module, "sample", lambda *args, **more: rows.append(len(args[2]) * args[3].n) or inner(*args, **more)
+    )
+    told = answer(assistant, LINES[:1] * 10, Sampling(6, temperature=2.0))
+    assert rows == [4, 4, 2]
+    assert len(set(told)) == 10, "no two parts draw the same"
+    assert len(answer(assistant, LINES, Sampling(1, temperature=2.0, n=5))) == 10
+    assert rows[3:] == [5, 5]
 
 
 def test_several_answers_per_prompt_are_rows_of_their_own(folder, capsys):

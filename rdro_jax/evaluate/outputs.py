@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rdro_jax.errors import RecordError, StorageError
-from rdro_jax.generate import BUCKET, Sampling
+from rdro_jax.generate import Sampling
 from rdro_jax.generate.chat import Assistant, answer
 
-ROWS = 16
-"""Prompts answered side by side."""
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """Of MT-Bench by category, as FastChat has them; 0 for the others."""
 TURNS = 2
@@ -29,7 +27,7 @@ def alpaca_outputs(
     Raises: RecordError for an object without one.
     """
     asked = [_asked(prompt, number) for number, prompt in enumerate(prompts, start=1)]
-    texts = _answers(assistant, asked, sampling, seed)
+    texts = answer(assistant, asked, sampling, seed=seed)
     return [
         {"instruction": _instruction(ask), "output": text, "generator": generator, "dataset": _dataset(prompt)}
         for prompt, ask, text in zip(prompts, asked, texts, strict=True)
@@ -42,12 +40,6 @@ def _asked(prompt: Any, number: int) -> Any:
     if not isinstance(prompt.get("instruction"), str):
         raise RecordError(f"prompt {number}: an object without a text `instruction`; wanted AlpacaEval's prompt set")
     return prompt["instruction"]
-
-
-def _answers(assistant: Assistant, prompts: Sequence[Any], sampling: Sampling, seed: int) -> list[str]:
-    parts = [prompts[start : start + ROWS] for start in range(0, len(prompts), ROWS)]
-    answers = (answer(assistant, part, sampling, seed=seed + n, bucket=BUCKET) for n, part in enumerate(parts))
-    return [text for texts in answers for text in texts]
 
 
 def _instruction(prompt: Any) -> str:
@@ -69,7 +61,7 @@ def mt_bench_answers(
             for index in members:
                 conversations[index].append({"role": "user", "content": questions[index]["turns"][turn]})
             asked = [conversations[index] for index in members]
-            texts = _answers(assistant, asked, Sampling(max_new_tokens, temperature=temperature), seed + turn)
+            texts = answer(assistant, asked, Sampling(max_new_tokens, temperature=temperature), seed=seed + turn)
             for index, text in zip(members, texts, strict=True):
                 conversations[index].append({"role": "assistant", "content": text})
     return [

@@ -9,8 +9,11 @@ import jax
 from rdro_jax.data.chat import Template, encode, load_tokenizer, prompt_messages, read_template, render_messages
 from rdro_jax.data.records import BadRow
 from rdro_jax.errors import RecordError
-from rdro_jax.generate.sample import BUCKET, Sampling, sample
+from rdro_jax.generate.sample import BUCKET, Sampled, Sampling, sample
 from rdro_jax.models import ModelConfig, Params, load_model
+
+ROWS = 16
+"""Answers written side by side: a file of prompts may have any length, the key-value cache may not."""
 
 
 class Assistant(NamedTuple):
@@ -36,9 +39,8 @@ def answer(
     *,
     stop_strings: Sequence[str] = (),
     seed: int = 0,
-    bucket: int = 1,
 ) -> list[str]:
-    """The text of `n` answers to each prompt, which is a text or a list of messages.
+    """The text of `n` answers to each prompt, which is a text or a list of messages; `ROWS` or `n` of them at a time.
 
     Raises:
         RecordError: the chat template refuses a prompt.
@@ -48,18 +50,21 @@ def answer(
     def decode(tokens: list[int]) -> str:
         return assistant.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    done = sample(
-        assistant.params,
-        assistant.config,
-        tokenise_prompts(assistant, prompts),
-        sampling,
-        stop_ids=assistant.config.eos_token_ids,
-        stop_strings=stop_strings,
-        decode=decode,
-        key=jax.random.key(seed),
-        logps=False,
-        bucket=bucket,
-    )
+    tokens, count = tokenise_prompts(assistant, prompts), max(1, ROWS // sampling.n)
+    done: list[Sampled] = []
+    for start in range(0, len(tokens), count):
+        done += sample(
+            assistant.params,
+            assistant.config,
+            tokens[start : start + count],
+            sampling,
+            stop_ids=assistant.config.eos_token_ids,
+            stop_strings=stop_strings,
+            decode=decode,
+            key=jax.random.fold_in(jax.random.key(seed), start),
+            logps=False,
+            bucket=BUCKET,
+        )
     return [decode(completion.tokens) for completion in done]
 
 
@@ -97,7 +102,7 @@ def converse(
             continue
         messages = [*messages, {"role": "user", "content": line}]
         prompt = messages if assistant.template.text is not None else line
-        options = {"stop_strings": stop_strings, "seed": seed + turn, "bucket": BUCKET}
+        options = {"stop_strings": stop_strings, "seed": seed + turn}
         [text] = answer(assistant, [prompt], sampling, **options)
         say(text)
         messages = [*messages, {"role": "assistant", "content": text}]

@@ -14,8 +14,8 @@ def asked(monkeypatch):
     """In place of a model: its answers quote the question, and what it was asked is kept."""
     calls = []
 
-    def answer(assistant, prompts, sampling, *, seed, bucket):
-        calls.extend((prompt, sampling.temperature, seed) for prompt in prompts)
+    def answer(assistant, prompts, sampling, *, seed):
+        calls.extend((prompt, sampling.temperature) for prompt in prompts)
         return [f"to {prompt if isinstance(prompt, str) else prompt[-1]['content']}" for prompt in prompts]
 
     monkeypatch.setattr(outputs, "answer", answer)
@@ -29,7 +29,6 @@ def test_alpaca_rows_are_in_order_and_keep_their_data_set(asked, tmp_path):
     assert [row["output"] for row in rows[:3]] == ["to one", "to two", "to three"]
     assert [row["dataset"] for row in rows[:2]] == ["koala", "rdro"]
     assert {row["generator"] for row in rows} == {"mine"}
-    assert {seed for _, _, seed in asked} == {0, 1}
     path = outputs.write_rows(tmp_path / "deep" / "out.json", rows)
     assert json.loads(path.read_text()) == rows
     assert list(outputs.read_objects(path)) == rows
@@ -49,8 +48,8 @@ def test_the_second_turn_sees_the_first_answer_at_the_category_s_temperature(ask
         [{"index": 0, "turns": ["to c", "to d"]}],
     ]
     assert all(set(row) == {"question_id", "answer_id", "model_id", "choices", "tstamp"} for row in rows)
-    assert {temperature for prompt, temperature, _ in asked if prompt[0]["content"] == "a"} == {0.7}
-    assert {temperature for prompt, temperature, _ in asked if prompt[0]["content"] == "c"} == {0.0}
+    assert {temperature for prompt, temperature in asked if prompt[0]["content"] == "a"} == {0.7}
+    assert {temperature for prompt, temperature in asked if prompt[0]["content"] == "c"} == {0.0}
     assert [message["content"] for message in asked[-1][0][:3]] == ["a", "to a", "b"]
     path = outputs.write_rows(tmp_path / "mine.jsonl", rows)
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
