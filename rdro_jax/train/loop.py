@@ -132,7 +132,7 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
 
     step = compile_step(config, policy, loss, num_steps, state, loader)
     speed = Speed(config, policy)
-    recorder = Recorder(config, run, loss, loader, num_steps, state.params, speed)
+    recorder = Recorder(config, run, loss, loader, num_steps, state, speed)
     batches = (batch for batch, _ in islice(loader, num_steps - run.resume_step))
     work = _Work(
         num_steps=num_steps,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from rdro_jax.config import Config
 from rdro_jax.data import Loader
@@ -19,6 +20,7 @@ from rdro_jax.train.dataset import Evaluation
 from rdro_jax.train.metrics import MetricsWriter, Window
 from rdro_jax.train.run import RunFolder
 from rdro_jax.train.speed import Speed
+from rdro_jax.train.state import TrainState
 from rdro_jax.train.trackers import Told, Trackers
 
 
@@ -31,12 +33,21 @@ class Recorder:
     """Turns the metrics of steps into lines of metrics.jsonl, and ends a run that leads nowhere."""
 
     def __init__(
-        self, config: Config, run: RunFolder, loss: LossBase, loader: Loader, num_steps: int, params: Any, speed: Speed
+        self,
+        config: Config,
+        run: RunFolder,
+        loss: LossBase,
+        loader: Loader,
+        num_steps: int,
+        state: TrainState,
+        speed: Speed,
     ):
         self._config, self._loss, self._loader, self._num_steps, self._speed = config, loss, loader, num_steps, speed
-        self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(state.params)]
         # All at once: a rate asked for on the way would wait on the device, behind the step that is under way.
         self._rates = np.asarray(jax.jit(jax.vmap(make_schedule(config.optimizer, num_steps)))(np.arange(num_steps)))
+        # The schedule goes by the optimizer's own count, which stands still in a skipped step.
+        self._skipped = run.resume_step - int(optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")[0][1])
         files = (METRICS_FILE, EVALUATIONS_FILE) if is_first() else ()
         self._writers = {name: MetricsWriter(run.path / name, resume_step=run.resume_step) for name in files}
         told = Told(run.path, dotted(config.model_dump(mode="json")), run.resume_step)
@@ -63,7 +74,7 @@ class Recorder:
         self._window.add(metrics)
         if due(number, self._config.logging_steps) or number == self._num_steps:
             now = time.monotonic()
-            rate = float(self._rates[number - 1])
+            rate = float(self._rates[max(number - 1 - self._skipped, 0)])
             line = {"epoch": round(self._loader.epoch(number), 4), "learning_rate": rate, **self._window.means()}
             rates = self._window.rates(now - self._since, waited - self._waited)
             rates |= self._speed.figures(now - self._since, rates.get("throughput/tokens_per_s"))
@@ -106,6 +117,7 @@ class Recorder:
                     "reaches the loss; look at data_report.json and at the chat template"
                 )
             return
+        self._skipped += 1
         self._skipped_in_a_row += 1
         members = self._loader[number - 1][1]
         leaf = self._leaves[int(metrics["first_bad_leaf"])]

@@ -240,7 +240,8 @@ def test_a_packing_report_that_broke_off_is_not_believed(write_rows, chatml_fold
         whole(file, text[:9])
         raise OSError(errno.ENOSPC, "full")
 
-    with monkeypatch.context() as full, pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as full:
         full.setattr(Path, "write_text", breaks_off)
-        prepare(path, chatml_folder, config(path), tmp_path / "store")
+        with pytest.raises(OSError, match="full"):
+            prepare(path, chatml_folder, config(path), tmp_path / "store")
     assert prepare(path, chatml_folder, config(path), tmp_path / "store").report.packing.rows > 0

@@ -17,6 +17,7 @@ from rdro_jax.config import load_config
 from rdro_jax.errors import DivergedError, RestartWanted
 from rdro_jax.losses import BCO, RDRO
 from rdro_jax.models import load_model
+from rdro_jax.optim import make_schedule
 from rdro_jax.run_files import read_metrics
 from rdro_jax.train import feed, train
 from rdro_jax.train.run import finished_metrics, locked, make_folder, open_run
@@ -134,10 +135,15 @@ def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config
         return put(batch, sharding)
 
     monkeypatch.setattr(feed, "global_arrays", lambda b, s: poisoned(b, s, {3, 5}))
-    result = train(load_config(config_file, (*ONE_DEVICE, "logging_steps=1")))
+    config = load_config(config_file, (*ONE_DEVICE, "logging_steps=1"))
+    result = train(config)
     lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
     assert [line["step"] for line in lines if line["skipped_steps"]] == [3, 5]
     assert "loss" not in lines[2]
+    rates = make_schedule(config.optimizer, len(lines))(np.arange(5))  # a skipped step uses none
+    assert [line["learning_rate"] for line in lines[:7] if not line["skipped_steps"]] == pytest.approx(
+        rates.tolist(), rel=1e-6
+    )
     assert np.isfinite(lines[-1]["loss"])
     assert capsys.readouterr().err.count("the step is skipped") == 2
     calls.clear()
