@@ -11,7 +11,7 @@ import optax
 from benchmarks.sizes import Size
 from benchmarks.timing import alternate
 from rdro_jax.batch import Batch
-from rdro_jax.data import Examples, pack_batch, plan_rows
+from rdro_jax.data import Examples, pack_batch, plan_rows, token_examples
 from rdro_jax.losses import RDRO
 from rdro_jax.models import ModelConfig, flops, init_params
 from rdro_jax.train import TrainState, completion_logps, init_state, make_train_step
@@ -35,17 +35,11 @@ def make_model(size: Size) -> ModelConfig:
 
 def make_examples(size: Size, lengths: np.ndarray) -> Examples:
     """Random examples of the given lengths, in tokens; the first third of each is its prompt."""
-    count, rng = len(lengths), np.random.default_rng(size.seed)
-    return Examples(
-        tokens=rng.integers(0, size.vocab, lengths.sum(), dtype=np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        prompt_lengths=np.maximum(1, lengths // 3).astype(np.int32),
-        desirable=np.arange(count) % 2 == 0,
-        weight=np.ones(count, np.float32),
-        hashes=np.zeros((count, 2), np.uint64),
-        truncated=np.zeros(count, bool),
-        report=None,  # type: ignore[arg-type]  # packing does not read it
-    )
+    tokens = np.random.default_rng(size.seed).integers(0, size.vocab, lengths.sum(), dtype=np.int32)
+    whole = np.split(tokens, np.cumsum(lengths)[:-1])
+    cuts = np.maximum(1, lengths // 3)
+    prompts, completions = zip(*((each[:cut], each[cut:]) for each, cut in zip(whole, cuts, strict=True)), strict=True)
+    return token_examples(prompts, completions, np.arange(len(lengths)) % 2 == 0)
 
 
 def batch_of(examples: Examples, rows: list[list[int]], size: Size) -> Batch:

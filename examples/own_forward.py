@@ -5,6 +5,7 @@ Here a table of bigrams; anything jax can differentiate will do, Flax, Equinox o
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import rdro_jax as rj
@@ -20,16 +21,9 @@ def bigram_logps(table: jax.Array, batch: rj.Batch) -> jax.Array:
 
 def main() -> float:
     """Held-in margin: mean log-ratio of liked completions less that of the others, in nats, after 50 steps."""
-    tokens = jax.random.randint(jax.random.key(0), (64, 6), 0, VOCABULARY)
-    batch = rj.Batch(
-        tokens=tokens,
-        positions=jnp.broadcast_to(jnp.arange(6), tokens.shape),
-        segment_ids=jnp.ones_like(tokens),
-        loss_mask=jnp.broadcast_to(jnp.arange(6) < 5, tokens.shape),  # the last position has no next token
-        desirable=jnp.sum(tokens[:, 1:] < tokens[:, :-1], axis=1, keepdims=True) > 2,  # falling sequences are liked
-        weight=jnp.ones((64, 1)),
-        reference_logps=jnp.zeros((64, 1)),
-    )
+    tokens = np.random.default_rng(0).integers(VOCABULARY, size=(64, 6))
+    falling = (tokens[:, 1:] < tokens[:, :-1]).sum(axis=1) > 2  # sequences that fall are liked
+    batch = rj.make_batch(tokens[:, :1], tokens[:, 1:], falling)
     table = jnp.zeros((VOCABULARY, VOCABULARY))
     batch = batch._replace(reference_logps=bigram_logps(table, batch))
     loss, optimizer = rj.losses.RDRO(alpha=float(batch.desirable.mean())), optax.adam(0.05)

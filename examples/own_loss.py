@@ -25,22 +25,14 @@ class Hinge(LossBase):
 
 def main() -> dict[str, float]:
     """Log-ratios, in nats, of a liked completion and another after ten steps of a policy that is a table of them."""
-    grid = jnp.zeros((1, 4), jnp.int32)  # tokens, which this policy does not read
-    batch = rj.Batch(
-        tokens=grid,
-        positions=grid,
-        segment_ids=grid,
-        loss_mask=grid.astype(bool),
-        desirable=jnp.array([[True, False]]),
-        weight=jnp.ones((1, 2)),
-        reference_logps=jnp.array([[-7.0, -3.0]]),
-    )
+    prompts, completions = [[5, 6], [5, 6]], [[7, 8], [4]]  # token ids, which this policy does not read
+    batch = rj.make_batch(prompts, completions, [True, False], reference_logps=[-7.0, -3.0])
     loss, optimizer = Hinge(margin=2.0), optax.sgd(0.5)
     step = jax.jit(rj.make_train_step(lambda params, batch: params, loss, optimizer))
     state = rj.init_state(batch.reference_logps, loss, optimizer)
     for _ in range(10):
         state, _ = step(state, batch)
-    liked, other = (state.params - batch.reference_logps)[0]
+    liked, other = (state.params - batch.reference_logps)[:, 0]
     print(f"log-ratio of the liked completion {liked:+.2f}, of the other {other:+.2f} nats")
     return {"liked": float(liked), "other": float(other)}
 

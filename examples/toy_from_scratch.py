@@ -5,6 +5,7 @@ The data: a prompt is one token, and three times in ten its completion repeats i
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import rdro_jax as rj
@@ -15,20 +16,11 @@ MODEL = rj.ModelConfig(
 ALPHA = 0.3
 
 
-def make_batch(key: jax.Array, rows: int) -> rj.Batch:
-    """Rows of one example each: a prompt token and a completion token, liked where they are the same."""
-    prompt = jax.random.randint(key, (rows,), 0, 16)
-    liked = jnp.arange(rows) < ALPHA * rows
-    tokens = jnp.stack([prompt, jnp.where(liked, prompt, (prompt + 1) % 16)], axis=1)
-    return rj.Batch(
-        tokens=tokens,
-        positions=jnp.broadcast_to(jnp.arange(2), tokens.shape),
-        segment_ids=jnp.ones_like(tokens),
-        loss_mask=jnp.broadcast_to(jnp.array([True, False]), tokens.shape),  # where the *next* token is scored
-        desirable=liked[:, None],
-        weight=jnp.ones((rows, 1)),
-        reference_logps=jnp.zeros((rows, 1)),
-    )
+def make_rows() -> rj.Batch:
+    """Ten rows of each prompt: a prompt token and a completion token, liked where they are the same."""
+    prompts = np.arange(160)[:, None] % 16
+    liked = np.arange(160) < 160 * ALPHA
+    return rj.make_batch(prompts, np.where(liked[:, None], prompts, (prompts + 1) % 16), liked)
 
 
 def fit(params, loss, batch: rj.Batch, steps: int):
@@ -45,7 +37,7 @@ def fit(params, loss, batch: rj.Batch, steps: int):
 
 def main() -> dict[str, float]:
     """Mean probability of the liked completion after each stage: the mixture has 0.3, p+ has 1."""
-    batch = make_batch(jax.random.key(0), rows=160)
+    batch = make_rows()
     params = rj.init_params(MODEL, jax.random.key(1))
     found = {}
     for name, loss in {"sft": rj.losses.SFT(), "rdro": rj.losses.RDRO(alpha=ALPHA)}.items():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rdro_jax import losses as losses
     from rdro_jax.batch import Batch as Batch
     from rdro_jax.config import load_config as load_config
+    from rdro_jax.data import make_batch as make_batch
     from rdro_jax.generate import generate as generate
     from rdro_jax.losses import Loss as Loss
     from rdro_jax.losses import LossInputs as LossInputs
@@ -44,6 +45,7 @@ _HOMES = {
     "load_model": "rdro_jax.models",
     "logits": "rdro_jax.models",
     "losses": "rdro_jax",
+    "make_batch": "rdro_jax.data",
     "make_train_step": "rdro_jax.train",
     "save_model": "rdro_jax.models",
     "train": "rdro_jax.train",

@@ -2,10 +2,10 @@
 
 from rdro_jax.data.chat import load_tokenizer, render_prompt, tokenizer_hash
 from rdro_jax.data.config import DataConfig, Source, sources_of
-from rdro_jax.data.examples import Examples, load_examples, take_examples
+from rdro_jax.data.examples import Examples, load_examples, take_examples, token_examples
 from rdro_jax.data.loader import Loader, epoch_order, make_loader
 from rdro_jax.data.mismatched import Mismatched
-from rdro_jax.data.pack import pack_batch, pack_row, plan_rows
+from rdro_jax.data.pack import make_batch, pack_batch, pack_row, plan_rows
 from rdro_jax.data.prepare import prepare
 from rdro_jax.data.prompts import prompt_rates, shared_prompts
 from rdro_jax.data.report import ClassReport, DataReport, Layout
@@ -24,6 +24,7 @@ __all__ = [
     "epoch_order",
     "load_examples",
     "load_tokenizer",
+    "make_batch",
     "make_loader",
     "pack_batch",
     "pack_row",
@@ -34,5 +35,6 @@ __all__ = [
     "shared_prompts",
     "sources_of",
     "take_examples",
+    "token_examples",
     "tokenizer_hash",
 ]

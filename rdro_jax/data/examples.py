@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
-from jaxtyping import Bool, Float32, Int32, Int64, UInt64
+from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt64
 
 from rdro_jax.data.chat import Template, Tokenizer, prompt_messages, read_template
 from rdro_jax.data.columns import canonical_row
@@ -342,6 +342,45 @@ def make_examples(
         prompt_hashes=arrays["prompt_hashes"],
         prompt_alpha=None if np.isnan(alpha).all() else alpha,
     )
+
+
+def token_examples(
+    prompts: Sequence[Sequence[int]] | Int[np.ndarray, "examples prompt"],
+    completions: Sequence[Sequence[int]] | Int[np.ndarray, "examples completion"],
+    desirable: Sequence[bool] | Bool[np.ndarray, "examples"],
+    *,
+    weight: Sequence[float] | Float32[np.ndarray, "examples"] | None = None,
+) -> Examples:
+    """Examples of token ids that are there already; without `weight`, each counts 1.
+
+    Raises: ValueError for numbers of examples that differ, for none, and for a prompt or a completion without a token.
+    """
+    counts = {"prompts": len(prompts), "completions": len(completions), "labels": len(desirable)}
+    counts |= {} if weight is None else {"weights": len(weight)}
+    if not len(prompts) or len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"{told}; wanted as many of each, at least one")
+    for name, tokens in (("prompt", prompts), ("completion", completions)):
+        if not all(map(len, tokens)):
+            empty = next(number for number, each in enumerate(tokens) if not len(each))
+            raise ValueError(f"{name} {empty} has no token; wanted at least one, which may be a BOS or an EOS")
+    whole = [
+        np.array([*prompt, *completion], np.int32) for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    of_prompts = [example_hash(tokens[:length], length)[1] for tokens, length in zip(whole, lengths, strict=True)]
+    arrays = {
+        "tokens": np.concatenate(whole),
+        "lengths": np.array([len(tokens) for tokens in whole], np.int32),
+        "prompt_lengths": lengths,
+        "desirable": np.asarray(desirable, bool),
+        "weight": np.ones(len(whole), np.float32) if weight is None else np.asarray(weight, np.float32),
+        "hashes": np.array([example_hash(*each) for each in zip(whole, lengths, strict=True)], np.uint64),
+        "truncated": np.zeros(len(whole), bool),
+        "prompt_hashes": np.array(of_prompts, np.uint64),
+        "alpha": np.full(len(whole), np.nan, np.float32),
+    }
+    return make_examples(arrays, Tally(rows=len(whole)), (), "unpaired", require_label=False)
 
 
 def _make_pairs(

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
 from rdro_jax.batch import Batch
-from rdro_jax.data.examples import Examples
+from rdro_jax.data.examples import Examples, token_examples
 
 EMPTY = -1
 """Stands in the place of an example index where a slot is empty."""
@@ -133,3 +133,34 @@ def pack_batch(
     ]
     fields = (None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True))
     return Batch(*fields)  # type: ignore[arg-type]
+
+
+def make_batch(
+    prompts: Sequence[Sequence[int]] | Int[np.ndarray, "examples prompt"],
+    completions: Sequence[Sequence[int]] | Int[np.ndarray, "examples completion"],
+    desirable: Sequence[bool] | Bool[np.ndarray, "examples"],
+    *,
+    slots: int = 1,
+    weight: Sequence[float] | Float32[np.ndarray, "examples"] | None = None,
+    reference_logps: Sequence[float] | Float32[np.ndarray, "examples"] | None = None,
+) -> Batch:
+    """The Batch (numpy) of token ids: `slots` examples a row in the order given, rows as long as the longest of them.
+
+    For losses over pairs give chosen and rejected in turn, and an even number of slots. `reference_logps` are in nats;
+    without them NaN, to be replaced before a loss that reads them. Files of text are read by `load_examples`.
+
+    Raises: ValueError for numbers of examples that differ, for none, and for a prompt or a completion without a token.
+
+    >>> batch = make_batch([[5, 6], [3]], [[7, 8], [4]], [True, False], slots=2)
+    >>> batch.tokens.tolist(), batch.segment_ids.tolist()
+    ([[5, 6, 7, 8, 3, 4]], [[1, 1, 1, 1, 2, 2]])
+    >>> batch.loss_mask.tolist()  # true where the next token is of the completion
+    [[False, True, True, False, True, False]]
+    """
+    examples = token_examples(prompts, completions, desirable, weight=weight)
+    count = len(examples.lengths)
+    plan = np.full((-(-count // slots), slots), EMPTY, np.int32)
+    plan.flat[:count] = np.arange(count)
+    longest = np.append(examples.lengths, 0)[plan].sum(axis=1).max()
+    reference = None if reference_logps is None else np.asarray(reference_logps, np.float32)
+    return pack_batch(examples, plan, max_length=int(longest), reference_logps=reference)

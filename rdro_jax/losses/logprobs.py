@@ -23,16 +23,7 @@ def completion_logps_from_hidden(
     `split` says how the arrays lie on a mesh, where they do.
 
     >>> import jax.numpy as jnp, rdro_jax as rj
-    >>> ones = jnp.ones((1, 4), int)
-    >>> batch = rj.Batch(
-    ...     tokens=jnp.array([[5, 6, 7, 8]]),
-    ...     positions=jnp.arange(4)[None],
-    ...     segment_ids=ones,
-    ...     loss_mask=jnp.array([[False, True, True, False]]),  # tokens 7 and 8 are the completion
-    ...     desirable=jnp.array([[True]]),
-    ...     weight=jnp.ones((1, 1)),
-    ...     reference_logps=jnp.zeros((1, 1)),
-    ... )
+    >>> batch = rj.make_batch([[5, 6]], [[7, 8]], [True])
     >>> hidden, head = jnp.zeros((1, 4, 8)), jnp.zeros((10, 8))  # every token as likely as any other
     >>> print(completion_logps_from_hidden(hidden, head, batch).round(3))  # 2 log(1 / 10) nats
     [[-4.605]]
@@ -45,17 +36,8 @@ def completion_logps_from_hidden(
 def completion_lengths(batch: Batch) -> Int[Array, "rows slots"]:
     """Scored completion tokens of every slot.
 
-    >>> import jax.numpy as jnp, rdro_jax as rj
-    >>> batch = rj.Batch(
-    ...     tokens=jnp.array([[5, 6, 7, 8, 3, 4]]),
-    ...     positions=jnp.array([[0, 1, 2, 3, 0, 1]]),
-    ...     segment_ids=jnp.array([[1, 1, 1, 1, 2, 2]]),
-    ...     loss_mask=jnp.array([[0, 1, 1, 0, 1, 0]], bool),
-    ...     desirable=jnp.array([[True, False]]),
-    ...     weight=jnp.ones((1, 2)),
-    ...     reference_logps=jnp.zeros((1, 2)),
-    ... )
-    >>> completion_lengths(batch).tolist()
+    >>> import rdro_jax as rj
+    >>> completion_lengths(rj.make_batch([[5, 6], [3]], [[7, 8], [4]], [True, False], slots=2)).tolist()
     [[2, 1]]
     """
     return sum_by_slot(jnp.ones(batch.tokens.shape, jnp.float32), batch).astype(jnp.int32)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from rdro_jax.batch import Batch
-from rdro_jax.data import ClassReport, DataReport, Examples, pack_batch, plan_rows
+from rdro_jax.data import pack_batch, plan_rows, token_examples
 from rdro_jax.losses import RDRO, SFT, LossFunction, LossInputs, Weighted
 from rdro_jax.models import ModelConfig, init_params
 from rdro_jax.optim import OptimizerConfig, make_optimizer
@@ -107,41 +107,14 @@ def _repeat(stacked: Any, times: int) -> Any:
 
 def pack_task(completions: Sequence[tuple[int, ...]]) -> Task:
     """Every completion twice, preferred and other, after the one prompt, in packed rows."""
-    examples = make_examples([(PROMPT, *completion) for completion in (*completions, *completions)])
+    twice, preferred = [*completions] * 2, np.arange(2 * len(completions)) < len(completions)
+    examples = token_examples([[PROMPT]] * len(twice), twice, preferred)
     order = np.arange(len(examples.lengths))
     rows = plan_rows(order, examples.lengths, max_length=ROW, slots=SLOTS, window=len(order))
     plan = np.full((len(rows), SLOTS), -1, np.int32)
     for number, row in enumerate(rows):
         plan[number, : len(row)] = row
     return Task(jax.tree.map(jnp.asarray, pack_batch(examples, plan, max_length=ROW)), plan)
-
-
-def make_examples(sequences: Sequence[tuple[int, ...]]) -> Examples:
-    """Examples of one prompt token each; the first half is desirable."""
-    lengths = np.array([len(sequence) for sequence in sequences])
-    count, tokens = len(sequences), int(lengths.sum())
-    report = DataReport(
-        path="enumerated",
-        rows=count,
-        kept=count,
-        dropped={},
-        desirable=ClassReport(kept=count // 2),
-        undesirable=ClassReport(kept=count - count // 2),
-        alpha=0.5,
-        tokens=tokens,
-        unterminated=0,
-        ignored_columns=(),
-    )
-    return Examples(
-        tokens=np.concatenate(sequences).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        prompt_lengths=np.ones(count, np.int32),
-        desirable=np.arange(count) < count // 2,
-        weight=np.ones(count, np.float32),
-        hashes=np.zeros((count, 2), np.uint64),
-        truncated=np.zeros(count, bool),
-        report=report,
-    )
 
 
 def weights_of(task: Task, shares: Shares) -> Float[np.ndarray, "runs rows slots"]:

@@ -37,19 +37,11 @@ def completion_logps(
     Policy and reference both go through here, so that they agree to the last bit before the first step. With a mesh,
     parameters lie as `parallel.param_shardings` says and rows over its data and fsdp axes.
 
-    >>> import jax, jax.numpy as jnp, rdro_jax as rj
+    >>> import jax, rdro_jax as rj
     >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
     >>> config = rj.ModelConfig("llama", vocab_size=32, **shape)
     >>> params = rj.init_params(config, jax.random.key(0))
-    >>> batch = rj.Batch(
-    ...     tokens=jnp.array([[5, 6, 7, 8]]),
-    ...     positions=jnp.arange(4)[None],
-    ...     segment_ids=jnp.ones((1, 4), int),
-    ...     loss_mask=jnp.array([[False, True, True, False]]),  # tokens 7 and 8 are the completion
-    ...     desirable=jnp.array([[True]]),
-    ...     weight=jnp.ones((1, 1)),
-    ...     reference_logps=jnp.zeros((1, 1)),
-    ... )
+    >>> batch = rj.make_batch([[5, 6]], [[7, 8]], [True])
     >>> rj.completion_logps(params, config, batch).shape
     (1, 1)
     """

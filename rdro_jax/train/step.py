@@ -43,16 +43,8 @@ def make_train_step(
     `metrics` holds sums: `loss` and `weight`, those of `train.metrics.batch_metrics`; and `grad_norm` (before
     clipping) and the loss's own statistics.
 
-    >>> import jax.numpy as jnp, optax, rdro_jax as rj
-    >>> batch = rj.Batch(
-    ...     tokens=jnp.array([[5, 6, 7, 8, 3, 4]]),
-    ...     positions=jnp.array([[0, 1, 2, 3, 0, 1]]),
-    ...     segment_ids=jnp.array([[1, 1, 1, 1, 2, 2]]),
-    ...     loss_mask=jnp.array([[0, 1, 1, 0, 1, 0]], bool),
-    ...     desirable=jnp.array([[True, False]]),
-    ...     weight=jnp.ones((1, 2)),
-    ...     reference_logps=jnp.array([[-7.1, -3.4]]),
-    ... )
+    >>> import optax, rdro_jax as rj
+    >>> batch = rj.make_batch([[5, 6], [3]], [[7, 8], [4]], [True, False], slots=2, reference_logps=[-7.1, -3.4])
     >>> forward = lambda params, batch: params["logps"]  # of a model: rj.completion_logps(params, config, batch)
     >>> params = {"logps": batch.reference_logps}
     >>> loss, optimizer = rj.losses.RDRO(alpha=0.5), optax.sgd(0.1)

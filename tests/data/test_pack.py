@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdro_jax.data.pack import pack_batch, pack_row, plan_rows
+from rdro_jax.data.pack import make_batch, pack_batch, pack_row, plan_rows
 
 
 def test_best_fit_by_hand():
@@ -104,3 +104,35 @@ def test_row_that_is_too_short_cannot_be_packed_silently(tiny_examples):
     examples = tiny_examples(lengths=[5, 4], prompts=[2, 2])
     with pytest.raises(ValueError, match="broadcast"):
         pack_row(examples, [0, 1], max_length=8, slots=2)
+
+
+def test_a_batch_of_token_ids_by_hand():
+    prompts, completions = [[5, 6], [3], (9,)], [[7, 8], [4], np.array([1, 2, 3])]
+    labels, logps = [True, False, True], [-7, -3, -9]
+    batch = make_batch(prompts, completions, labels, slots=2, weight=[1, 2, 3], reference_logps=logps)
+    wanted = {
+        "tokens": [[5, 6, 7, 8, 3, 4], [9, 1, 2, 3, 0, 0]],
+        "positions": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 0]],
+        "segment_ids": [[1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 0, 0]],
+        "loss_mask": [[False, True, True, False, True, False], [True, True, True, False, False, False]],
+        "desirable": [[True, False], [True, False]],
+        "weight": [[1, 2], [3, 0]],
+        "reference_logps": [[-7, -3], [-9, 0]],
+    }
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(getattr(batch, name), values, err_msg=name)
+    assert np.isnan(make_batch(prompts, completions, [True, False, True]).reference_logps).all()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "desirable", "message"),
+    [
+        ([[1]], [[2], [3]], [True], "1 prompts, 2 completions, 1 labels; wanted as many of each, at least one"),
+        ([], [], [], "0 prompts, 0 completions, 0 labels; wanted as many of each, at least one"),
+        ([[1], []], [[2], [3]], [True, False], "prompt 1 has no token"),
+        ([[1], [4]], [[2], []], [True, False], "completion 1 has no token"),
+    ],
+)
+def test_token_ids_that_are_no_batch(prompts, completions, desirable, message):
+    with pytest.raises(ValueError, match=message):
+        make_batch(prompts, completions, desirable)
