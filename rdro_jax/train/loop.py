@@ -54,7 +54,7 @@ from rdro_jax.train.state import TrainState, init_state, state_items
 from rdro_jax.train.stopping import stop_requests
 from rdro_jax.train.trackers import check_trackers
 from rdro_jax.train.trained import load_base, policy_params, start_adapters
-from rdro_jax.train.watchdog import Watchdog, abort
+from rdro_jax.train.watchdog import PATIENCE, Watchdog, abort
 
 
 class RunResult(NamedTuple):
@@ -255,7 +255,8 @@ def _best_metric(config: Config, recorder: Recorder) -> dict[str, float | None] 
 def _make_watchdog(config: Config, run: RunFolder) -> Watchdog:
     stacks = run.path / f"stacks-{jax.process_index()}.txt"
     what = f"process {jax.process_index()} has ended no step"
-    return Watchdog(config.step_timeout or math.inf, partial(abort, stacks, what))
+    patience = PATIENCE if jax.process_count() > 1 else 0.0
+    return Watchdog(config.step_timeout or math.inf, partial(abort, stacks, what, patience))
 
 
 @contextmanager

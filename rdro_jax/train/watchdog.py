@@ -15,6 +15,9 @@ MEDIANS = 10
 """A step is stuck after this many median steps, and not before the run's `step_timeout`."""
 REMEMBERED = 50
 """Steps of which the median is taken."""
+PATIENCE = 10.0
+"""Seconds between the stacks and the end of one of several processes: its end is that of all, and the stacks that tell
+most are those of the one that stands still, whose own watchdog may be a moment later."""
 
 
 class Watchdog:
@@ -61,8 +64,11 @@ class Watchdog:
                 return
 
 
-def abort(stacks: Path, what: str, passed: float) -> None:
-    """Write the stacks of all threads to `stacks` and end this process with SIGABRT, on a full disk too."""
+def abort(stacks: Path, what: str, patience: float, passed: float) -> None:
+    """Write the stacks of all threads to `stacks` and end this process with SIGABRT, on a full disk too.
+
+    `patience` are seconds in which other processes may write theirs, `passed` those without the end of a step.
+    """
     try:
         with stacks.open("w") as file:
             file.write(f"{what} for {passed:.0f} s\n")
@@ -77,4 +83,5 @@ def abort(stacks: Path, what: str, passed: float) -> None:
         file=sys.stderr,
         flush=True,
     )
+    time.sleep(patience)
     os.abort()

@@ -56,7 +56,7 @@ def test_the_end_is_an_abort_with_the_stacks_of_all_threads(tmp_path, monkeypatc
     monkeypatch.setattr(os, "abort", lambda: aborted.append(True))
     thread = threading.Thread(target=asleep_over_data, args=(over,))
     thread.start()
-    abort(tmp_path / "stacks-0.txt", "process 0 has ended no step", 301.0)
+    abort(tmp_path / "stacks-0.txt", "process 0 has ended no step", 0.0, 301.0)
     over.set()
     thread.join()
     assert aborted
@@ -69,6 +69,14 @@ def test_the_end_is_an_abort_with_the_stacks_of_all_threads(tmp_path, monkeypatc
 def test_it_ends_where_nothing_can_be_written(tmp_path, monkeypatch, capsys):
     aborted = []
     monkeypatch.setattr(os, "abort", lambda: aborted.append(True))
-    abort(tmp_path / "gone" / "stacks-0.txt", "process 0 has ended no step", 301.0)
+    abort(tmp_path / "gone" / "stacks-0.txt", "process 0 has ended no step", 0.0, 301.0)
     assert aborted
     assert "nowhere (No such file or directory)" in capsys.readouterr().err
+
+
+def test_others_may_write_their_stacks_before_the_end(tmp_path, monkeypatch):
+    happened = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: happened.append((seconds, (tmp_path / "stacks-0.txt").exists())))
+    monkeypatch.setattr(os, "abort", lambda: happened.append("abort"))
+    abort(tmp_path / "stacks-0.txt", "process 0 has ended no step", 10.0, 301.0)
+    assert happened == [(10.0, True), "abort"]
