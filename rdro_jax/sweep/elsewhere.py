@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from rdro_jax.sweep import executors
 from rdro_jax.sweep.executors import Executor, Job, LocalExecutor, shared_environment
 from rdro_jax.sweep.runs import LOG_FILE, Run
 from rdro_jax.sweep.spec import LoadedSweep, Local, Sky, Slurm
+from rdro_jax.train.console import say
 
 JOB_FILE, CODE_FILE = "job.json", "exit_code"
 CLUSTER = "slurm"
@@ -133,7 +135,7 @@ class SkyExecutor:
             raise ConfigError("executor.name: sky needs SkyPilot's command: pipx install skypilot, then sky check")
         if not Path(config.task).is_file():
             raise ConfigError(f"executor.task: no file '{config.task}'; wanted a SkyPilot task")
-        self._config, self._secrets = config, secret_words(Path(config.task))
+        self._config, self._secrets, self._queue = config, secret_words(Path(config.task)), _SkyQueue()
 
     def start(self, run: Run, slot: int) -> Job:
         """Launch the run; SkyPilot restarts it where a spot machine is taken away."""
@@ -147,34 +149,67 @@ class SkyExecutor:
         told = ("--name", name, "--env", f"RDRO_COMMAND={command}")
         _sky("jobs", "launch", "--yes", "--detach-run", *told, *self._secrets, self._config.task)
         (run.folder / JOB_FILE).write_text(json.dumps({"sky": name}))
-        return _SkyJob(run, name)
+        self._queue.expect(name)
+        return _SkyJob(run, name, self._queue)
 
     def find(self, run: Run) -> Job | None:
         """The job an earlier coordinator launched, if SkyPilot still has it."""
         name = _job_id(run, "sky")
-        job = _SkyJob(run, name) if name else None
+        job = _SkyJob(run, name, self._queue) if name else None
         return job if job and job.poll() is None else None
 
 
 class _SkyJob:
-    SECONDS = 30
-    """Between two questions to SkyPilot."""
-
-    def __init__(self, run: Run, name: str):
-        self._run, self._name, self._asked, self._ended, self._cancelled = run, name, 0.0, False, False
+    def __init__(self, run: Run, name: str, queue: "_SkyQueue"):
+        self._run, self._name, self._queue, self._cancelled = run, name, queue, False
 
     def poll(self) -> int | None:
-        if not self._ended and time.monotonic() - self._asked > self.SECONDS:
-            self._asked = time.monotonic()
-            queue = json.loads(_sky("jobs", "queue", "--all", "--output", "json") or "[]")
-            states = [job["status"] for job in queue if job["job_name"] == self._name]
-            self._ended = not states or states[0].rpartition(".")[2] in SKY_ENDS
-        return _written_code(self._run) if self._ended else None
+        return _written_code(self._run) if self._queue.has_ended(self._name) else None
 
     def stop(self) -> None:
         if not self._cancelled:
             _sky("jobs", "cancel", "--yes", "--name", self._name)
         self._cancelled = True
+
+
+class _SkyQueue:
+    """What SkyPilot says of its managed jobs, asked for all of them at once."""
+
+    SECONDS = 30.0
+    """Between two questions."""
+    UNANSWERED = 20
+    """Questions in a row that may go unanswered, as on a train: ten minutes."""
+
+    def __init__(self):
+        self._states: dict[str, str] = {}
+        self._asked, self._left = -math.inf, 0
+
+    def expect(self, name: str) -> None:
+        """A job of this name was launched: it has not ended, whatever is said of an earlier one."""
+        self._states[name] = ""
+
+    def has_ended(self, name: str) -> bool:
+        """Whether nothing comes after its state; true too of a job that SkyPilot does not know.
+
+        Raises: ConfigError where SkyPilot does not answer, at first or for long.
+        """
+        if time.monotonic() - self._asked > self.SECONDS:
+            self._ask()
+        return self._states.get(name, SKY_ENDS[0]) in SKY_ENDS
+
+    def _ask(self) -> None:
+        self._asked = time.monotonic()
+        try:
+            jobs = json.loads(_sky("jobs", "queue", "--all", "--output", "json") or "[]")
+        except ConfigError as error:
+            if not self._left:
+                raise
+            self._left -= 1
+            say(f"warning: {error}; asked again in {self.SECONDS:.0f} s")
+            return
+        self._left = self.UNANSWERED
+        # The newest stands first, and is written last.
+        self._states = {job["job_name"]: job["status"].rpartition(".")[2] for job in reversed(jobs)}
 
 
 SKY_ENDS = (

@@ -12,7 +12,7 @@ import pytest
 
 from rdro_jax.errors import ConfigError, RestartWanted
 from rdro_jax.sweep import executors
-from rdro_jax.sweep.elsewhere import JOB_FILE, Attempt, SkyExecutor, _SkyJob, _written_code
+from rdro_jax.sweep.elsewhere import JOB_FILE, Attempt, SkyExecutor, _SkyQueue, _written_code
 from rdro_jax.sweep.run import run
 from rdro_jax.sweep.runs import Run
 from rdro_jax.sweep.spec import Sky, load_sweep
@@ -59,7 +59,7 @@ def states(folder):
 def test_skypilot_s_jobs_are_launched_once_each(machine, sweep_file, monkeypatch, tmp_path):
     folder, command = machine
     command("sky", SKY.format(folder=folder))
-    monkeypatch.setattr(_SkyJob, "SECONDS", 0.05)
+    monkeypatch.setattr(_SkyQueue, "SECONDS", 0.05)
     (tmp_path / "task.yaml").write_text("{run: bash -c $RDRO_COMMAND, secrets: {TOKEN: null, OTHER: here}}")
     monkeypatch.setenv("TOKEN", "t")
     file = sweep_file(executor={"name": "sky", "task": str(tmp_path / "task.yaml")}, trials=3)
@@ -147,7 +147,7 @@ def test_what_sky_says_is_one_line(machine, tmp_path):
 def test_a_sweep_elsewhere_is_left_going_when_its_coordinator_stops(machine, sweep_file, monkeypatch, tmp_path):
     folder, command = machine
     command("sky", SKY.format(folder=folder))
-    monkeypatch.setattr(_SkyJob, "SECONDS", 0.05)
+    monkeypatch.setattr(_SkyQueue, "SECONDS", 0.05)
     monkeypatch.setenv("STUB_SECONDS", "0.1")
     (tmp_path / "task.yaml").write_text("run: bash -c $RDRO_COMMAND")
     file = sweep_file(executor={"name": "sky", "task": str(tmp_path / "task.yaml")}, trials=1)
@@ -165,3 +165,22 @@ def test_a_sweep_elsewhere_is_left_going_when_its_coordinator_stops(machine, swe
     assert steps.read_text().split() == [*map(str, range(1, 13))]
     asked = [line.split()[1] for line in (folder / "asked").read_text().splitlines()]
     assert (asked.count("launch"), asked.count("cancel")) == (1, 0)
+
+
+def test_a_question_that_sky_does_not_answer_is_asked_again(machine, monkeypatch, capsys):
+    folder, command = machine
+    monkeypatch.setattr(_SkyQueue, "SECONDS", 0.0)
+    monkeypatch.setattr(_SkyQueue, "UNANSWERED", 2)
+    command("sky", f"#!/bin/bash\ncat {folder}/answer\n")
+    queue, answer = _SkyQueue(), folder / "answer"
+    with pytest.raises(ConfigError, match="sky jobs queue"):  # a run that goes on must not be taken for one that ended
+        queue.has_ended("a")
+    jobs = [("a", "ManagedJobStatus.RUNNING"), ("b", "SUCCEEDED"), ("a", "FAILED")]  # the newest first
+    answer.write_text(json.dumps([{"job_name": name, "status": status} for name, status in jobs]))
+    assert [queue.has_ended(name) for name in "abc"] == [False, True, True]
+    answer.unlink()
+    queue.expect("b")
+    assert [queue.has_ended(name) for name in "ab"] == [False, False]
+    assert capsys.readouterr().err.count("asked again") == 2
+    with pytest.raises(ConfigError, match="sky jobs queue"):
+        queue.has_ended("a")
