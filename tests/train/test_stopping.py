@@ -71,6 +71,17 @@ def test_time_that_is_up_stops_after_the_step_under_way(config_file):
     assert (result.run_dir / "result.json").exists()
 
 
+def test_moments_in_host_memory_are_saved_and_go_on(config_file):
+    few = (*ONE_DEVICE, "max_steps=3")
+    whole = train(load_config(config_file, (*few, f"output_dir={config_file.parent}/whole")))
+    moments_away = (*few, "optimizer.offload=true")
+    with pytest.raises(RestartWanted, match="state saved after step 1"):
+        train(load_config(config_file, (*moments_away, "max_runtime=1e-3")))
+    resumed = train(load_config(config_file, moments_away))
+    left, right = (load_model(result.run_dir)[0] for result in (whole, resumed))
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
 def test_a_run_without_a_checkpoint_takes_nothing_over_from_the_last_one(config_file):
     """The checkpoints were removed, as a message may advise: what lies beside them speaks of another run."""
     config = load_config(config_file, ONE_DEVICE)
