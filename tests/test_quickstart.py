@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -167,7 +168,8 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
         }
         for i in range(9)
     ]
-    panels = figure.Panels(metrics, rng.normal(size=50), rng.random(50) < 0.5, 0.5, *rng.uniform(-1, 1, (2, 32)))
+    histogram = {"edges": [-2.0, -1.0, 0.0, 1.5], "chosen": [1, 4, 20], "rejected": [15, 9, 1]}
+    panels = figure.Panels(metrics, histogram, 0.5, *rng.uniform(-1, 1, (2, 32)))
     picture = figure.draw(panels, tmp_path / "run.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 20_000
@@ -194,11 +196,12 @@ def test_the_recipes_load_with_any_folder_name(recipe: str, loss: str, tmp_path:
 
 
 def test_both_stages_train_alike(tmp_path: Path) -> None:
-    """RDRO's recipe inherits rows and batch: the stages differ in loss, steps and learning rate only."""
+    """RDRO's recipe inherits rows and batch: the stages differ in loss, steps, learning rate and held-out rows only."""
     sft, rdro = (
         story.stage_config(name, tmp_path / "m", tmp_path / "r", tmp_path) for name in ("sft.yaml", "rdro.yaml")
     )
-    own = {"loss": rdro.loss, "max_steps": rdro.max_steps, "optimizer": rdro.optimizer}
+    own = {"loss": rdro.loss, "max_steps": rdro.max_steps, "optimizer": rdro.optimizer, "eval_steps": rdro.eval_steps}
+    own |= {"data": replace(sft.data, eval=rdro.data.eval)}
     assert sft.model_copy(update=own) == rdro
 
 

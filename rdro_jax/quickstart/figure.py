@@ -1,12 +1,12 @@
 """The picture of the run: what was minimised, how the classes part, where the ratios lie, what the judge says."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from rdro_jax.losses.diagnostics import loss_floor
 
@@ -18,9 +18,9 @@ class Panels(NamedTuple):
 
     metrics: Sequence[dict[str, Any]]
     """Lines of the RDRO stage's metrics.jsonl."""
-    log_ratios: Float[np.ndarray, "heldout"]
-    """Held-out log-ratios s after training, nats per sentence."""
-    desirable: Bool[np.ndarray, "heldout"]
+    log_ratios: Mapping[str, Sequence[float]]
+    """Histogram of held-out log-ratios after training, as evaluations.jsonl has it: `edges` in nats per sentence, and
+    counts under `chosen` and `rejected`."""
     alpha: float
     scores_before: Float[np.ndarray, "samples"]
     """The judge's scores of completions sampled before RDRO."""
@@ -64,9 +64,9 @@ def draw_margins(axes: Any, panels: Panels) -> None:
 
 def draw_log_ratios(axes: Any, panels: Panels) -> None:
     """Held-out log-ratios by class, beside the bound of the ratio."""
-    bins = np.histogram_bin_edges(panels.log_ratios, 40)
-    for member, name, colour in ((panels.desirable, "positive", POSITIVE), (~panels.desirable, "negative", NEGATIVE)):
-        axes.hist(panels.log_ratios[member], bins, color=colour, alpha=0.55, label=f"{name} sentences")
+    for key, name, colour in (("chosen", "positive", POSITIVE), ("rejected", "negative", NEGATIVE)):
+        counts, edges = panels.log_ratios[key], panels.log_ratios["edges"]
+        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.55, label=f"{name} sentences")
     axes.axvline(-math.log(panels.alpha), color="black", linestyle="--", label="log(1/alpha): the target's upper bound")
     axes.margins(y=0.35)  # room for the legend
     axes.set(title="Held-out log-ratios", xlabel="s, nats per sentence", ylabel="sentences")

@@ -8,27 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
 
 from rdro_jax.config import Config, load_config
-from rdro_jax.data import load_examples, load_tokenizer
 from rdro_jax.errors import ConfigError, StorageError
-from rdro_jax.evaluate.heldout import folder_logps
 from rdro_jax.export import export
 from rdro_jax.quickstart.fetch import fetch_model, fetch_reviews
 from rdro_jax.quickstart.figure import Panels, draw
 from rdro_jax.quickstart.judge import score
-from rdro_jax.quickstart.reviews import Split, write_rows
+from rdro_jax.quickstart.reviews import write_rows
 from rdro_jax.quickstart.samples import Samples, distinct_share, paired_shift, sample
 from rdro_jax.quickstart.tell import tell
 from rdro_jax.report import write_report
-from rdro_jax.run_files import METRICS_FILE, SAMPLES_FILE, read_metrics
+from rdro_jax.run_files import EVALUATIONS_FILE, LOSS_FILE, METRICS_FILE, SAMPLES_FILE, read_metrics
 from rdro_jax.train import train
-from rdro_jax.train.heldout import auc
 
 SEED = 42
 N_TRAIN, N_HELDOUT = 800, 400
@@ -47,33 +43,32 @@ def run(out: Path) -> dict[str, Any]:
     require_packages()
     require_room(out)
     seconds: dict[str, float] = {}
-    with chapter("1/5  a pretrained model, and sentences that people have rated", seconds, "fetch"):
+    with chapter("1/4  a pretrained model, and sentences that people have rated", seconds, "fetch"):
         model = fetch_model()
         rows = write_rows(fetch_reviews(), out / "rows", n_train=N_TRAIN, n_heldout=N_HELDOUT, seed=SEED)
 
-    with chapter("2/5  SFT on all sentences: the model becomes the mixture, RDRO's reference", seconds, "sft"):
+    with chapter("2/4  SFT on all sentences: the model becomes the mixture, RDRO's reference", seconds, "sft"):
         sft = train(stage_config("sft.yaml", model, out / "1-sft", rows.train)).run_dir
 
-    with chapter("3/5  RDRO: towards what people liked, away from what they did not", seconds, "rdro"):
-        rdro = train(stage_config("rdro.yaml", sft, out / "2-rdro", rows.train)).run_dir
+    with chapter("3/4  RDRO: towards what people liked, away from what they did not", seconds, "rdro"):
+        result = train(stage_config("rdro.yaml", sft, out / "2-rdro", rows.train, rows.heldout))
+        rdro, heldout = result.run_dir, heldout_figures(result.run_dir, result.metrics)
 
-    with chapter(f"4/5  {N_HELDOUT} held-out sentences: does the log-ratio tell liked from disliked?", seconds, "eval"):
-        heldout = score_heldout(rdro, sft, rows)
-
-    with chapter(f"5/5  {N_SAMPLES} sentences before and after, with the same random numbers", seconds, "samples"):
+    with chapter(f"4/4  {N_SAMPLES} sentences before and after, with the same random numbers", seconds, "samples"):
         before, after = (sample(at, count=N_SAMPLES, max_new_tokens=MAX_NEW_TOKENS, seed=SEED) for at in (sft, rdro))
 
     with chapter("the aligned model as a Hugging Face folder, and a picture of the run", seconds, "export"):
         model = export(rdro, out / "model")
         metrics = list(read_metrics(rdro / METRICS_FILE))
-        panels = Panels(metrics, *heldout, before.scores, after.scores)
+        evaluation = list(read_metrics(rdro / EVALUATIONS_FILE))[-1]
+        panels = Panels(metrics, evaluation["log_ratio"], heldout["alpha"], before.scores, after.scores)
         picture = draw(panels, out / "run.png")
         texts = write_samples(rdro / SAMPLES_FILE, before, after)
         page = write_report([rdro], out / "report.html")
 
     summary = {
         "model": "SmolLM2-135M-Instruct, Q4_1 expanded to float32",
-        "heldout": heldout_figures(heldout),
+        "heldout": heldout,
         "samples": sample_figures(before, after) | {"human_sentences": human_scores(rows.heldout)},
         "seconds": seconds | {"total": sum(seconds.values())},
         "files": {
@@ -116,43 +111,25 @@ def chapter(title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - begin
 
 
-def stage_config(recipe: str, model: Path, run_dir: Path, rows: Path) -> Config:
+def stage_config(recipe: str, model: Path, run_dir: Path, rows: Path, heldout: Path | None = None) -> Config:
     """The config of one stage: the packaged recipe with its folders filled in, and a row at least for every device."""
     paths = {"model.path": model, "output_dir": run_dir, "data.train": rows}
+    paths |= {"data.eval": heldout} if heldout else {}
     # JSON's quotes are YAML's: a folder may be called anything.
     overrides = [f"{key}={json.dumps(str(path))}" for key, path in paths.items()]
     devices = jax.device_count()
     return load_config(HERE / recipe, [*overrides, f"global_batch_size={-(-ROWS_PER_STEP // devices) * devices}"])
 
 
-class Heldout(NamedTuple):
-    """Held-out sentences under policy and reference."""
-
-    log_ratios: Float[np.ndarray, "sentences"]
-    """s, in nats."""
-    desirable: Bool[np.ndarray, "sentences"]
-    alpha: float
-    """Share of positive sentences among the training rows."""
-
-
-def score_heldout(policy: Path, reference: Path, rows: Split) -> Heldout:
-    """The log-ratio of every held-out sentence."""
-    data = stage_config("rdro.yaml", reference, policy, rows.train).data
-    train_rows, examples = (load_examples(str(file), load_tokenizer(policy), data) for file in rows)
-    logps = (folder_logps(at, examples, max_length=data.max_length, slots=data.slots) for at in (policy, reference))
-    return Heldout(np.subtract(*logps, dtype=np.float64), examples.desirable, train_rows.report.alpha)
-
-
-def heldout_figures(heldout: Heldout) -> dict[str, Any]:
-    """What the held-out sentences say, under names of this summary's own."""
-    s, liked = heldout.log_ratios, heldout.desirable
+def heldout_figures(run_dir: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the last evaluation says of the held-out sentences, under names of this summary's own."""
     return {
-        "sentences": len(s),
-        "alpha": heldout.alpha,
-        "auc": auc(s, liked),
-        "log_ratio_positive": float(s[liked].mean()),
-        "log_ratio_negative": float(s[~liked].mean()),
-        "over_bound": float((s > -np.log(heldout.alpha)).mean()),
+        "sentences": round(metrics["eval_counts/chosen"] + metrics["eval_counts/rejected"]),
+        "alpha": json.loads((run_dir / LOSS_FILE).read_text())["alpha"],
+        "auc": metrics["eval_rewards/auc"],
+        "log_ratio_positive": metrics["eval_rewards/chosen"],
+        "log_ratio_negative": metrics["eval_rewards/rejected"],
+        "over_bound": metrics["eval_ratio/over_bound"],
     }
 
 
