@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 
 from rdro_jax.data.chat import Template, Tokenizer, load_tokenizer, read_template, tokenizer_hash
 from rdro_jax.data.config import DataConfig, Source, sources_of
-from rdro_jax.data.examples import Chunk, Examples, Side, Tally, check_tally, make_examples, make_part, read_chunks
+from rdro_jax.data.examples import Examples, make_examples
 from rdro_jax.data.hub import COMMITS_FILE, pin
 from rdro_jax.data.loader import plan_epoch
 from rdro_jax.data.pack import EMPTY
-from rdro_jax.data.report import Layout, PackingReport, SourceReport
+from rdro_jax.data.reading import Chunk, Side, check_tally, make_part, read_chunks
+from rdro_jax.data.report import Layout, PackingReport, SourceReport, Tally
 from rdro_jax.data.store import content_key, load_part_tally, merge_parts, open_artefact, save_part, tally_to_json
 from rdro_jax.errors import StorageError
 from rdro_jax.hub import HUB, model_folder

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rdro_jax.data.chat import Tokenizer, read_template
 from rdro_jax.data.config import DataConfig, sources_of
-from rdro_jax.data.examples import Outcome, read_chunks, read_outcomes
+from rdro_jax.data.reading import Outcome, read_chunks, read_outcomes
 from rdro_jax.data.records import BadRow, Record
 from rdro_jax.data.render import Rendered
 from rdro_jax.data.report import Layout

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from rdro_jax.data.formats import Format
+from rdro_jax.data.records import FaultLog
 
 Layout = Literal["unpaired", "paired"]
 """How a loss wants its examples: each by itself, or in pairs that stay together."""
@@ -35,9 +37,9 @@ class ClassReport:
     """Tokens."""
     mean_completion_length: float = 0.0
     """Tokens."""
-    prompt_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    prompt_lengths: Mapping[str, int] = field(default_factory=dict)
     """Quantiles, in tokens."""
-    completion_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    completion_lengths: Mapping[str, int] = field(default_factory=dict)
     """Quantiles, in tokens."""
 
 
@@ -143,15 +145,45 @@ class DataReport:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
 
 
+@dataclass
+class Tally:
+    """What was read so far, in numbers."""
+
+    rows: int = 0
+    elsewhere: int = 0
+    """Rows whose prompt is on the other side of the held-out split."""
+    faults: FaultLog = field(default_factory=FaultLog)
+    columns: set[str] = field(default_factory=set)
+    """Names of columns that were not read."""
+    too_long: Counter[bool] = field(default_factory=Counter)
+    """Examples of each class whose row is too long."""
+    unterminated: int = 0
+    """Examples that do not end with an end-of-turn token."""
+
+    def extend(self, other: "Tally") -> None:
+        """Adds what comes after this."""
+        self.rows += other.rows
+        self.elsewhere += other.elsewhere
+        self.faults.extend(other.faults)
+        self.columns |= other.columns
+        self.too_long += other.too_long
+        self.unterminated += other.unterminated
+
+
+def names_of(sources: Sequence[SourceReport]) -> str:
+    """The sources in one word."""
+    return ", ".join(source.path for source in sources)
+
+
 def make_report(
-    arrays: Mapping[str, np.ndarray], tally: Any, sources: Sequence[SourceReport], layout: Layout
+    arrays: Mapping[str, np.ndarray], tally: Tally, sources: Sequence[SourceReport], layout: Layout
 ) -> DataReport:
-    """The report of examples given as `data.examples.Arrays`, and of the `Tally` of their rows."""
+    """The report of examples given as `data.examples.Arrays`, and of their rows."""
     desirable, weight = arrays["desirable"], arrays["weight"]
     forms: list[Format] = sorted({source.format for source in sources if source.format})
     duplicates, contradictory = repetitions(arrays["hashes"], desirable)
     return DataReport(
-        path=", ".join(source.path for source in sources),
+        path=names_of(sources),
         rows=tally.rows,
         kept=len(desirable),
         dropped=dict(tally.faults.causes.most_common()),

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rdro_jax.data.config import DataConfig, Source
-from rdro_jax.data.examples import Arrays, Part, Side, Tally
+from rdro_jax.data.examples import Arrays
+from rdro_jax.data.reading import Part, Side
 from rdro_jax.data.records import FaultLog
-from rdro_jax.data.report import Layout, SourceReport
+from rdro_jax.data.report import Layout, SourceReport, Tally
 from rdro_jax.data.sources import source_files
 from rdro_jax.errors import StorageError
 

@@ -51,7 +51,7 @@ def test_hash_is_of_tokens_and_prompt_length():
 
 
 def test_many_rows_cross_the_chunks_in_order(write_rows, plain, monkeypatch):
-    from rdro_jax.data import examples as module
+    from rdro_jax.data import reading as module
 
     rows = [{"prompt": "p", "completion": str(i), "label": i % 3 == 0} for i in range(20)]
     rows[7]["label"] = "bad"

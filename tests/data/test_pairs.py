@@ -161,7 +161,7 @@ def test_format_is_what_most_rows_are_and_is_said(write_rows, chatml):
 
 
 def test_the_format_of_the_first_rows_holds_for_the_file(write_rows, plain, monkeypatch):
-    from rdro_jax.data import examples as module
+    from rdro_jax.data import reading as module
 
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
     rows = [PAIR | {"prompt": str(i)} for i in range(4)] + [UNPAIRED, PAIR]

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rdro_jax.data import DataConfig, Source, load_examples, make_loader, prepare, tokenizer_hash
-from rdro_jax.data import examples as examples_module
+from rdro_jax.data import DataConfig, Source, load_examples, make_loader, prepare, reading, tokenizer_hash
 from rdro_jax.data import prepare as prepare_function
 from rdro_jax.data.pack import pack_batch
 from rdro_jax.errors import RecordError, StorageError
@@ -28,7 +27,7 @@ ROWS[7]["alpha"] = 0.25
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(examples_module, "ROWS_AT_ONCE", 30)
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 30)
 
 
 def config(path, **settings):
@@ -63,7 +62,7 @@ def test_processes_give_the_same_without_a_main_guard(write_rows, chatml, chatml
     path, store = write_rows(ROWS), tmp_path / "store"
     script = tmp_path / "script.py"
     script.write_text(
-        f"print('once')\nfrom rdro_jax.data import DataConfig, examples, prepare\nexamples.ROWS_AT_ONCE = 30\n"
+        f"print('once')\nfrom rdro_jax.data import DataConfig, prepare, reading\nreading.ROWS_AT_ONCE = 30\n"
         f"config = DataConfig(train={path!r}, max_length=128, workers=2)\n"
         f"print(prepare({path!r}, {str(chatml_folder)!r}, config, {str(store)!r}).report.kept)\n"
     )
@@ -124,7 +123,7 @@ def test_killed_workers_leave_nothing_broken(write_rows, chatml, chatml_folder, 
     """SIGKILL at whatever moment: the parts that are there are whole."""
     path, store = write_rows(ROWS * 20), tmp_path / "store"
     code = (
-        "from rdro_jax.data import DataConfig, examples, prepare; examples.ROWS_AT_ONCE = 10\n"
+        "from rdro_jax.data import DataConfig, prepare, reading; reading.ROWS_AT_ONCE = 10\n"
         f"config = DataConfig(train={path!r}, max_length=128, workers=1)\n"
         f"prepare({path!r}, {str(chatml_folder)!r}, config, {str(store)!r})"
     )
