@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from rdro_jax.checkpoint import CheckpointConfig
 from rdro_jax.data import DataConfig
@@ -89,6 +89,8 @@ class Config(BaseModel):
     max_skipped_steps: PositiveInt = 3
     """Steps in a row not finite, or beyond `optimizer.skip_grad_norm`, at which the run ends; fewer are skipped and
     counted."""
+    max_rollbacks: NonNegativeInt = 0
+    """Times a run goes back to its last checkpoint instead of ending so, and leaves out the rows of the steps since."""
     compilation_cache: Name | None = "~/.cache/rdro_jax/xla"
     """Folder that keeps compiled programs for later runs, 4 GiB of them at the most; null keeps none. Where
     JAX_COMPILATION_CACHE_DIR is set, that one is used."""

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,10 @@ import jax
 import optax
 
 from rdro_jax.batch import Batch
-from rdro_jax.checkpoint import CheckpointWriter, list_steps, load_items
+from rdro_jax.checkpoint import CheckpointWriter, load_items
 from rdro_jax.config import Config, check_inputs, pin_models
 from rdro_jax.data import Loader
-from rdro_jax.errors import ConfigError, DivergedError, RestartWanted
+from rdro_jax.errors import ConfigError, RestartWanted
 from rdro_jax.losses import Loss
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import from_first, rows_sharding
@@ -38,6 +38,7 @@ from rdro_jax.train.policy import Policy, make_run_policy
 from rdro_jax.train.preflight import check_space, check_versions, layout
 from rdro_jax.train.program import abstract_state
 from rdro_jax.train.recorder import Recorder, due
+from rdro_jax.train.rollback import settle_step
 from rdro_jax.train.run import (
     RunFolder,
     check_vocabulary,
@@ -199,14 +200,16 @@ def _run_steps(config: Config, run: RunFolder, work: _Work, state: TrainState, d
         closing(recorder),
         progress("training", work.num_steps, run.resume_step) as show,
         stop_requests(deadline) as stop_reason,
-        _last_good_state(run, saver),
         tracing(config, run.path) as trace,
         watch.watching(),
     ):
+        settle = partial(settle_step, config.max_rollbacks, run.path, saver, recorder, show)
         for number, batch in enumerate(work.feed, run.resume_step + 1):
             trace(number, state)
-            state, metrics = work.step(state, batch)
-            recorder.fetch(show)
+            after, metrics = work.step(state, batch)
+            state = settle(number - 1, after)
+            if state is not after:
+                state, metrics = work.step(state, batch)
             recorder.hold(number, metrics, work.feed.waited)
             last = number == work.num_steps
             stop = None if last else stop_reason(number)
@@ -214,7 +217,7 @@ def _run_steps(config: Config, run: RunFolder, work: _Work, state: TrainState, d
             saving = last or stop or due(number, config.checkpoint.save_steps)
             exporting = not last and due(number, config.checkpoint.export_steps)
             if evaluating or saving or exporting:
-                recorder.fetch(show)
+                state = settle(number, state)
                 watch.rest()
             if evaluating:
                 with phase("eval"):
@@ -257,15 +260,3 @@ def _make_watchdog(config: Config, run: RunFolder) -> Watchdog:
     what = f"process {jax.process_index()} has ended no step"
     patience = PATIENCE if jax.process_count() > 1 else 0.0
     return Watchdog(config.step_timeout or math.inf, partial(abort, stacks, what, patience))
-
-
-@contextmanager
-def _last_good_state(run: RunFolder, saver: CheckpointWriter) -> Iterator[None]:
-    """Let a run that diverges finish its last save, and say which state it is."""
-    try:
-        yield
-    except DivergedError as error:
-        saver.wait()
-        newest = max(list_steps(run.path), default=None)
-        good = "that of the start" if newest is None else f"checkpoint-{newest}"
-        raise DivergedError(f"{error}; the last good state is {good}") from None

@@ -46,8 +46,7 @@ class Recorder:
         self._leaves = [path_name(path) for path, _ in jax.tree.leaves_with_path(state.params)]
         # All at once: a rate asked for on the way would wait on the device, behind the step that is under way.
         self._rates = np.asarray(jax.jit(jax.vmap(make_schedule(config.optimizer, num_steps)))(np.arange(num_steps)))
-        # The schedule goes by the optimizer's own count, which stands still in a skipped step.
-        self._skipped = run.resume_step - int(optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")[0][1])
+        self._skipped = _skipped_before(run.resume_step, state)
         files = (METRICS_FILE, EVALUATIONS_FILE) if is_first() else ()
         self._writers = {name: MetricsWriter(run.path / name, resume_step=run.resume_step) for name in files}
         told = Told(run.path, dotted(config.model_dump(mode="json")), run.resume_step)
@@ -55,6 +54,8 @@ class Recorder:
         self._held: tuple[int, Any, float] | None = None
         self._window, self._since, self._waited = Window(loss, run.window), time.monotonic(), 0.0
         self._skipped_in_a_row = 0
+        self.rollbacks: int = (run.window or {}).get("rollbacks", 0)
+        """Times the run went back to a checkpoint since it began."""
         # A run that was killed behind its last save has no step left to tell its result.
         self.latest: dict[str, Any] = self._writers[METRICS_FILE].latest if self._writers else {}
         """The newest value of every metric."""
@@ -70,7 +71,6 @@ class Recorder:
         number, held, waited = self._held
         self._held = None
         metrics = {name: float(value) for name, value in jax.device_get(held).items()}
-        self._judge(number, metrics)
         self._window.add(metrics)
         if due(number, self._config.logging_steps) or number == self._num_steps:
             now = time.monotonic()
@@ -81,6 +81,12 @@ class Recorder:
             self.write(number, line | rates)
             show({"step": number} | self.latest)
             self._window, self._since, self._waited = Window(self._loss), now, waited
+        self._judge(number, metrics)
+
+    def went_back(self, number: int, good: int, state: TrainState) -> None:
+        """Tell that the state after step `number` is that of checkpoint `good`."""
+        self.rollbacks, self._skipped_in_a_row, self._skipped = self.rollbacks + 1, 0, _skipped_before(number, state)
+        self.write(number, {"rollback_to": good})
 
     def write(self, number: int, line: dict[str, Any]) -> None:
         """Append a line of metrics."""
@@ -105,8 +111,8 @@ class Recorder:
             self._writers[name].write({"step": number} | line)
 
     def window(self) -> dict[str, Any]:
-        """What was fetched since the last line, for the checkpoint."""
-        return self._window.saved()
+        """What was fetched since the last line and how often the run went back, for the checkpoint."""
+        return self._window.saved() | {"rollbacks": self.rollbacks}
 
     def _judge(self, number: int, metrics: dict[str, float]) -> None:
         if not metrics["skipped"]:
@@ -134,6 +140,11 @@ class Recorder:
         raise DivergedError(
             f"{what}; {self._skipped_in_a_row} steps in a row; lower optimizer.learning_rate, or look at these rows"
         )
+
+
+def _skipped_before(number: int, state: TrainState) -> int:
+    """Steps of `number` that left the state alone, in which the optimizer's count, the schedule's too, stood still."""
+    return number - int(optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")[0][1])
 
 
 def _spell(members: Any, most: int = 8) -> str:

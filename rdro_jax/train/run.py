@@ -45,6 +45,7 @@ MAY_CHANGE = (
         "checkpoint",
         "max_runtime",
         "max_skipped_steps",
+        "max_rollbacks",
         "step_timeout",
     ),
     *("data.prepared", "data.workers", "mesh", "compilation_cache"),

@@ -287,8 +287,15 @@ def test_F11_bad_numbers_on_one_shard(home, measured):
     assert "3 steps in a row" in told
     assert "last good state is checkpoint-" in told
     skipped = [line["step"] for line in metrics(run.run) if line["skipped_steps"]]
-    assert skipped == [4, 6, 7]
-    measured("NaN on one of two processes: both skip steps 4, 6, 7, both end with 6 at step 8")
+    assert skipped == [4, 6, 7, 8]
+    back = Home(home, home / "f11-back")
+    started = train(back, "max_rollbacks=1", processes=2, inject=partial(inject.poisoned, {4, 6, 7, 8}, 1))
+    assert started.wait() == [0, 0], started.told()
+    assert [line["rollback_to"] for line in metrics(back.run) if "rollback_to" in line] == [6]
+    assert "going back to checkpoint-6 without the rows of steps 7 to 8" in started.told()
+    measured(
+        "NaN on one of two processes: both skip steps 4, 6, 7 and end with 6 at step 8, or both go back and end with 0"
+    )
 
 
 def test_F12_one_is_frozen(home, measured):

@@ -1,5 +1,6 @@
 """What stops a run without ending it, and what it keeps out: signals, time limits, a second run, numbers gone bad."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from tiny import make_batch
 
 from rdro_jax import cli
+from rdro_jax.checkpoint import list_steps, load_items
 from rdro_jax.config import load_config
 from rdro_jax.errors import DivergedError, RestartWanted
 from rdro_jax.losses import BCO, RDRO
@@ -134,18 +136,26 @@ def test_a_spike_is_skipped_and_its_parameter_named():
         assert bool(after.params["wild"] == 0) == bool(skipped)
 
 
-def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config_file, monkeypatch, capsys):
-    """Rows are poisoned in the loader, step by step, as a broken device or file would."""
+@pytest.fixture
+def poison(monkeypatch):
+    """Spoils the rows of some steps of the next run as they are loaded, as a broken device or file would."""
     put = feed.global_arrays
-    calls = []
 
-    def poisoned(batch, sharding, bad=frozenset()):
-        calls.append(1)
-        if len(calls) in bad:
-            batch = batch._replace(reference_logps=np.full_like(batch.reference_logps, np.nan))
-        return put(batch, sharding)
+    def spoil(*bad):
+        numbers = itertools.count(1)
 
-    monkeypatch.setattr(feed, "global_arrays", lambda b, s: poisoned(b, s, {3, 5}))
+        def place(batch, sharding):
+            if next(numbers) in bad:
+                batch = batch._replace(reference_logps=np.full_like(batch.reference_logps, np.nan))
+            return put(batch, sharding)
+
+        monkeypatch.setattr(feed, "global_arrays", place)
+
+    return spoil
+
+
+def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config_file, poison, capsys):
+    poison(3, 5)
     config = load_config(config_file, (*ONE_DEVICE, "logging_steps=1"))
     result = train(config)
     lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
@@ -157,10 +167,39 @@ def test_bad_steps_are_skipped_told_and_after_three_in_a_row_the_run_ends(config
     )
     assert np.isfinite(lines[-1]["loss"])
     assert capsys.readouterr().err.count("the step is skipped") == 2
-    calls.clear()
-    monkeypatch.setattr(feed, "global_arrays", lambda b, s: poisoned(b, s, {6, 7, 8}))
+    assert json.loads((result.run_dir / "result.json").read_text())["skipped_steps"] == 0
+    poison(6, 7, 8)
     other = load_config(config_file, (*ONE_DEVICE, f"output_dir={result.run_dir}_again"))
     message = r"step 8: loss nan.*rows \d+, .*3 steps in a row; .*the last good state is checkpoint-4"
     with pytest.raises(DivergedError, match=message):
         train(other)
-    assert json.loads((result.run_dir / "result.json").read_text())["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_goes_back_ends_as_one_that_skipped_the_steps_since(stopped, config_file, poison, capsys):
+    def lines_of(name, *overrides):
+        settings = (*ONE_DEVICE, "logging_steps=1", f"output_dir={config_file.parent / name}", *overrides)
+        run_dir = train(load_config(config_file, settings)).run_dir
+        return run_dir, lines_without_times(run_dir)
+
+    poison(6, 7, 8)
+    if stopped:  # on its way to the bad rows, and starting anew without having gone back
+        with pytest.raises(DivergedError):
+            lines_of("back")
+        poison(2, 3, 4)  # the same rows: the first four steps are done
+    back, lines = lines_of("back", "max_rollbacks=1")
+    assert "going back to checkpoint-4 without the rows of steps 5 to 8" in capsys.readouterr().err
+    assert [line["rollback_to"] for line in lines if line["step"] == 8 and "rollback_to" in line] == [4]
+    poison(5, 6, 7, 8)
+    skipped, wanted = lines_of("skipped", "max_skipped_steps=5")
+    assert (back / "model.safetensors").read_bytes() == (skipped / "model.safetensors").read_bytes()
+    assert [line for line in lines if line["step"] > 8] == [line for line in wanted if line["step"] > 8]
+    assert json.loads((back / "result.json").read_text())["rollback_to"] == 4
+    last, number = list_steps(back)[-1], jax.ShapeDtypeStruct((), jnp.int32, sharding=jnp.int32(0).sharding)
+    assert load_items(back, last, {"step": number})["step"] == last
+
+
+def test_a_run_goes_back_as_often_as_it_may(config_file, poison):
+    poison(6, 7, 8, 9, 10, 11)
+    with pytest.raises(DivergedError, match=r"step 11: .*the last good state is checkpoint-"):
+        train(load_config(config_file, (*ONE_DEVICE, "max_rollbacks=1")))
