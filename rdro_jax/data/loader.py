@@ -123,7 +123,9 @@ class Loader:
 
     examples: Examples
     plans: tuple[Int32[np.ndarray, "batches rows slots"], ...]
-    """Of each epoch: the example index in each slot of this host's rows."""
+    """Of each epoch: the example index in each slot of the rows of all hosts."""
+    mine: slice
+    """This host's rows of a global batch."""
     max_length: int
     """Tokens in a row."""
     reference_logps: Float32[np.ndarray, "examples"] | None = None
@@ -133,7 +135,7 @@ class Loader:
     prompt_alpha: Float32[np.ndarray, "examples"] | None = None
     """Share of desirable completions of each example's prompt; None = not asked for."""
     mismatched: Mismatched | None = None
-    """Mismatched examples, and this host's rows of them; None = not asked for."""
+    """Mismatched examples, and the rows of them of all hosts; None = not asked for."""
     mismatched_logps: Float32[np.ndarray, "mismatched"] | None = None
     """Reference log-probabilities of the mismatched examples, in nats; None = not yet known."""
     ends: tuple[int, ...] = field(init=False)
@@ -155,10 +157,17 @@ class Loader:
         begin = self.ends[number] - len(self.plans[number])
         return number + (step - begin) / len(self.plans[number])
 
+    def members(self, step: int) -> Int32[np.ndarray, "rows slots"]:
+        """Examples of the global batch of a step; -1 = empty."""
+        return self._of_step(self.plans, step)
+
+    def _of_step(self, plans: tuple[Int32[np.ndarray, "batches rows slots"], ...], step: int) -> np.ndarray:
+        number = int(np.searchsorted(self.ends, step, side="right"))
+        return plans[number][step - self.ends[number]]
+
     def __getitem__(self, step: int) -> Step:
         """The batch of one step: a pure function of it."""
-        number = int(np.searchsorted(self.ends, step, side="right"))
-        plan = self.plans[number][step - self.ends[number]]
+        plan = self.members(step)[self.mine]
         batch = pack_batch(
             self.examples,
             plan,
@@ -168,7 +177,7 @@ class Loader:
         )
         if self.mismatched is None:
             return batch, plan
-        rows = self.mismatched.plans[number][step - self.ends[number]]
+        rows = self._of_step(self.mismatched.plans, step)[self.mine]
         others = pack_batch(
             self.mismatched.examples, rows, max_length=self.max_length, reference_logps=self.mismatched_logps
         )
@@ -227,7 +236,6 @@ def make_loader(
     if batching == "balanced":
         examples = examples._replace(weight=balancing_weights(examples))
     share = global_batch_size // host_count
-    mine = slice(host_index * share, (host_index + 1) * share)
     plans = [
         plan_epoch(
             examples,
@@ -243,12 +251,13 @@ def make_loader(
     others = plan_mismatched(examples, plans, max_length=max_length, seed=seed) if mismatched else None
     return Loader(
         examples,
-        tuple(plan[:, mine] for plan in plans),
+        tuple(plans),
+        slice(host_index * share, (host_index + 1) * share),
         max_length,
         reference_logps,
         start_step,
         prompt_alpha,
-        others and others._replace(plans=tuple(plan[:, mine] for plan in others.plans)),
+        others,
     )
 
 

@@ -125,7 +125,7 @@ class Recorder:
             return
         self._skipped += 1
         self._skipped_in_a_row += 1
-        members = self._loader[number - 1][1]
+        members = self._loader.members(number - 1)
         leaf = self._leaves[int(metrics["first_bad_leaf"])]
         spike = math.isfinite(metrics["grad_norm"] + metrics["loss"])
         what = (

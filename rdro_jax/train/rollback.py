@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rdro_jax.checkpoint import CheckpointWriter, list_steps, load_items
+from rdro_jax.checkpoint import CheckpointWriter, find_fault, list_steps, load_items
 from rdro_jax.errors import DivergedError
 from rdro_jax.parallel import from_first
 from rdro_jax.train.console import Report, say
@@ -32,7 +32,7 @@ def settle_step(
         return state
     except DivergedError as error:
         saver.wait()
-        good = from_first(lambda: max(list_steps(run_dir), default=None))
+        good = from_first(lambda: _last_sound(run_dir, number))
         if good is None or recorder.rollbacks >= most:
             where = "that of the start" if good is None else f"checkpoint-{good}"
             raise DivergedError(f"{error}; the last good state is {where}") from None
@@ -40,6 +40,12 @@ def settle_step(
     state = _restore(run_dir, good, number, state)
     recorder.went_back(number, good, state)
     return state
+
+
+def _last_sound(run_dir: Path, number: int) -> int | None:
+    """The newest step up to `number` whose checkpoint is as it was written: a run may stand before a damaged one."""
+    sound = (step for step in reversed(list_steps(run_dir)) if step <= number and find_fault(run_dir, step) is None)
+    return next(sound, None)
 
 
 def _restore(run_dir: Path, good: int, number: int, state: TrainState) -> TrainState:

@@ -203,3 +203,16 @@ def test_a_run_goes_back_as_often_as_it_may(config_file, poison):
     poison(6, 7, 8, 9, 10, 11)
     with pytest.raises(DivergedError, match=r"step 11: .*the last good state is checkpoint-"):
         train(load_config(config_file, (*ONE_DEVICE, "max_rollbacks=1")))
+
+
+def test_a_run_goes_back_to_what_is_sound(config_file, poison, capsys):
+    """It stands before a damaged checkpoint, which it passed over when it started anew."""
+    run_dir = config_file.parent / "run"
+    poison(10, 11, 12)
+    with pytest.raises(DivergedError, match="the last good state is checkpoint-8"):
+        train(load_config(config_file, ONE_DEVICE))
+    largest = max((run_dir / "checkpoint-8").rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
+    largest.write_bytes(bytes(largest.stat().st_size))
+    poison(2, 3, 4)  # steps 6 to 8
+    train(load_config(config_file, (*ONE_DEVICE, "max_rollbacks=1")))
+    assert "going back to checkpoint-4 without the rows of steps 5 to 8" in capsys.readouterr().err
