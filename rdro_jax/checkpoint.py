@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class CheckpointWriter:
         self._config = config
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self.seconds = 0.0
+        """What the last save took, from its begin to its manifest."""
         logging.getLogger("absl").addFilter(_is_news)
         if is_first():
             for unfinished in run_dir.glob("checkpoint-*.orbax-checkpoint-tmp*"):
@@ -76,14 +79,17 @@ class CheckpointWriter:
             _remove(self._run_dir, step)  # a damaged one that was passed over
         path = str(checkpoint_path(self._run_dir, step))
         written = ocp.save_checkpointables_async(path, items, custom_metadata=meta)
-        self._pending = self._thread.submit(self._finish, step, written, metrics)
+        self._pending = self._thread.submit(self._finish, step, written, metrics, time.monotonic())
 
-    def _finish(self, step: int, written: ocp.AsyncResponse, metrics: Mapping[str, float | None] | None) -> None:
+    def _finish(
+        self, step: int, written: ocp.AsyncResponse, metrics: Mapping[str, float | None] | None, begin: float
+    ) -> None:
         """Wait for orbax, write the manifest, drop what is beyond the limit, copy what was made."""
         written.result()
         if not is_first():
             return
         write_manifest(self._run_dir, step, metrics)
+        self.seconds = time.monotonic() - begin
         best = best_step(self._run_dir, self._config)
         for old in list_steps(self._run_dir)[: -self._config.save_total_limit]:
             if old != best:

@@ -82,7 +82,7 @@ class Config(BaseModel):
     num_microbatches: PositiveInt = 1
     """Parts a batch is computed in, one after the other: less memory, the same gradient."""
     max_runtime: Annotated[float, Field(gt=0)] | None = None
-    """Seconds after which the state is saved and the command ends with exit code 42, to be run again; null is never."""
+    """Seconds in which the state is saved and the command ends with exit code 42, to be run again; null is no limit."""
     step_timeout: Annotated[float, Field(gt=0)] | None = 300.0
     """Seconds without the end of a step, and ten median steps, after which a process counts as stuck: it writes the
     stacks of its threads and ends by SIGABRT, exit code 134; null is never."""

@@ -1,5 +1,6 @@
 """Examples of a run with what the reference says of them: training batches, and the held-out set."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,9 +101,21 @@ def check_reference_logps(config: Config, reference: Policy, params: Params, loa
         )
 
 
-def score_policy(config: Config, policy: Policy, params: Params, examples: Examples, *, title: str) -> Logps:
-    """Completion log-prob of every example under `params`, in nats, by batches of the shape of a micro-batch."""
-    return score_examples(examples, lambda batch: policy.score(params, batch), **_scoring(config, policy, title))
+def score_policy(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    examples: Examples,
+    *,
+    title: str,
+    go_on: Callable[[], None] = lambda: None,
+) -> Logps:
+    """Completion log-prob of every example under `params`, in nats, by batches of the shape of a micro-batch.
+
+    `go_on` is called after each batch, and may raise.
+    """
+    how = _scoring(config, policy, title)
+    return score_examples(examples, lambda batch: policy.score(params, batch), go_on=go_on, **how)
 
 
 def _scoring(config: Config, policy: Policy, title: str) -> dict[str, Any]:
@@ -167,14 +180,20 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    config: Config, policy: Policy, loss: LossBase, params: Params, running: Any, heldout: HeldoutSet | None
+    config: Config,
+    policy: Policy,
+    loss: LossBase,
+    params: Params,
+    running: Any,
+    heldout: HeldoutSet | None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """What the held-out set says; None without one."""
+    """What the held-out set says; None without one. `go_on` is called after each batch, and may raise."""
     if heldout is None:
         return None
 
     def inputs(part: HeldoutSet) -> LossInputs:
-        return part.inputs(score_policy(config, policy, params, part.examples, title="held-out log-probs"))
+        return part.inputs(score_policy(config, policy, params, part.examples, title="held-out log-probs", go_on=go_on))
 
     mismatched = inputs(heldout.mismatched) if heldout.mismatched is not None else None
     prompts, paired = heldout.examples.prompt_hashes, heldout.examples.report.format == "paired"

@@ -16,15 +16,14 @@ from rdro_jax.batch import Batch
 from rdro_jax.checkpoint import CheckpointWriter, load_items
 from rdro_jax.config import Config, check_inputs, pin_models
 from rdro_jax.data import Loader
-from rdro_jax.errors import ConfigError, RestartWanted
 from rdro_jax.losses import Loss
 from rdro_jax.optim import make_optimizer
 from rdro_jax.parallel import from_first, rows_sharding
 from rdro_jax.train.alpha import resolve_loss
+from rdro_jax.train.between import Between, tasks_after
 from rdro_jax.train.compiling import compile_step, keep_programs
 from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import (
-    Evaluation,
     check_reference_logps,
     evaluate,
     make_heldout_set,
@@ -37,13 +36,12 @@ from rdro_jax.train.mirror import push
 from rdro_jax.train.policy import Policy, make_run_policy
 from rdro_jax.train.preflight import check_space, check_versions, layout
 from rdro_jax.train.program import abstract_state
-from rdro_jax.train.recorder import Recorder, due
+from rdro_jax.train.recorder import Recorder
 from rdro_jax.train.rollback import settle_step
 from rdro_jax.train.run import (
     RunFolder,
     check_vocabulary,
     finished_metrics,
-    identity,
     locked,
     open_run,
     read_data,
@@ -56,6 +54,8 @@ from rdro_jax.train.stopping import stop_requests
 from rdro_jax.train.trackers import check_trackers
 from rdro_jax.train.trained import load_base, policy_params, start_adapters
 from rdro_jax.train.watchdog import PATIENCE, Watchdog, abort
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 
 
 class RunResult(NamedTuple):
@@ -134,17 +134,24 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
     step = compile_step(config, policy, loss, num_steps, state, loader)
     speed = Speed(config, policy)
     recorder = Recorder(config, run, loss, loader, num_steps, state, speed)
-    batches = (batch for batch, _ in islice(loader, num_steps - run.resume_step))
-    work = _Work(
-        num_steps=num_steps,
-        feed=Feed(batches, rows_sharding(policy.mesh)),
-        step=step,
-        judge=lambda state: evaluate(config, policy, loss, policy_params(config, state), state.running, heldout),
-        publish=partial(export_step, config, policy, run),
-        recorder=recorder,
-        speed=speed,
-    )
-    state = _run_steps(config, run, work, state, deadline)
+    saver = _make_writer(config, run)
+    feed = Feed((batch for batch, _ in islice(loader, num_steps - run.resume_step)), rows_sharding(policy.mesh))
+    with progress("training", num_steps, run.resume_step) as show, stop_requests(deadline) as stop_reason:
+        between = Between(
+            config=config,
+            run_dir=run.path,
+            judge=lambda state, go_on: evaluate(
+                config, policy, loss, policy_params(config, state), state.running, heldout, go_on
+            ),
+            publish=partial(export_step, config, policy, run),
+            settle=partial(settle_step, config.max_rollbacks, run.path, saver, recorder, show),
+            recorder=recorder,
+            speed=speed,
+            saver=saver,
+            watch=_make_watchdog(config, run),
+            stop_reason=stop_reason,
+        )
+        state = _run_steps(config, run, num_steps, feed, step, between, state)
     export_end(config, policy, run, num_steps, state, recorder.latest)
     write_result(run, recorder.latest)
     say(f"{run.path}: the policy after {num_steps} steps, as a Hugging Face folder")
@@ -175,84 +182,32 @@ def _introduce(config: Config, run: RunFolder, loader: Loader, loss: Loss, num_s
     )
 
 
-class _Work(NamedTuple):
-    """What the loop of a run does."""
-
-    num_steps: int
-    feed: Feed
-    step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
-    judge: Callable[[TrainState], Evaluation | None]
-    """The held-out rows under a state."""
-    publish: Callable[[int, TrainState, dict[str, Any]], None]
-    """Exports the policy on the way: its step, the state, the newest metrics."""
-    recorder: Recorder
-    speed: Speed
-
-
-def _run_steps(config: Config, run: RunFolder, work: _Work, state: TrainState, deadline: float | None) -> TrainState:
-    """The steps that are left. A step's metrics are fetched after the next step is under way, its batch on the device.
-
-    Raises `RestartWanted` when a signal or the deadline asks for a stop, after the state is saved.
-    """
-    recorder, phase = work.recorder, work.speed.phase
-    saver, watch = _make_writer(config, run), _make_watchdog(config, run)
-    with (
-        closing(recorder),
-        progress("training", work.num_steps, run.resume_step) as show,
-        stop_requests(deadline) as stop_reason,
-        tracing(config, run.path) as trace,
-        watch.watching(),
-    ):
-        settle = partial(settle_step, config.max_rollbacks, run.path, saver, recorder, show)
-        for number, batch in enumerate(work.feed, run.resume_step + 1):
+def _run_steps(
+    config: Config, run: RunFolder, num_steps: int, feed: Feed, step: Step, between: Between, state: TrainState
+) -> TrainState:
+    """The steps that are left. A step's metrics are fetched when the next one is under way, its batch on the device."""
+    recorder, watch = between.recorder, between.watch
+    with closing(recorder), tracing(config, run.path) as trace, watch.watching():
+        if run.owed:  # the checkpoint is written anew: it owes nothing then, and may be compared with others
+            state = between(run.resume_step, state, {*run.owed, "save"})
+            watch.beat()
+        for number, batch in enumerate(feed, run.resume_step + 1):
             trace(number, state)
-            after, metrics = work.step(state, batch)
-            state = settle(number - 1, after)
+            after, metrics = step(state, batch)
+            state = between.settle(number - 1, after)
             if state is not after:
-                state, metrics = work.step(state, batch)
-            recorder.hold(number, metrics, work.feed.waited)
-            last = number == work.num_steps
-            stop = None if last else stop_reason(number)
-            evaluating = last or due(number, config.eval_steps)
-            saving = last or stop or due(number, config.checkpoint.save_steps)
-            exporting = not last and due(number, config.checkpoint.export_steps)
-            if evaluating or saving or exporting:
-                state = settle(number, state)
-                watch.rest()
-            if evaluating:
-                with phase("eval"):
-                    recorder.evaluated(number, work.judge(state))
-            if exporting:
-                with phase("save"):
-                    work.publish(number, state, recorder.latest)
-            if saving:
-                meta = {"config": identity(config), "window": recorder.window()}
-                with phase("save"):
-                    saver.save(number, state_items(state), meta, _best_metric(config, recorder) if evaluating else None)
-            if stop:
-                saver.wait()
-                raise RestartWanted(f"{run.path}: {stop}: state saved after step {number}; the same command goes on")
+                state, metrics = step(state, batch)
+            recorder.hold(number, metrics, feed.waited)
+            state = between(number, state, tasks_after(config, number, num_steps))
             watch.beat()
         watch.rest()
-        saver.wait()
+        between.saver.wait()
     return state
 
 
 def _make_writer(config: Config, run: RunFolder) -> CheckpointWriter:
     mirror = config.checkpoint.mirror
     return CheckpointWriter(run.path, config.checkpoint, partial(push, run.path, mirror) if mirror else None)
-
-
-def _best_metric(config: Config, recorder: Recorder) -> dict[str, float | None] | None:
-    """What checkpoints are compared by. Raises: ConfigError where no evaluation tells it."""
-    name = config.checkpoint.metric_for_best_model
-    if name is None:
-        return None
-    known = sorted(key for key in recorder.latest if key.startswith("eval_"))
-    if name not in known:
-        wanted = ", ".join(known) or "none, for no data.eval"
-        raise ConfigError(f"checkpoint.metric_for_best_model: got '{name}'; wanted one of {wanted}")
-    return {name: recorder.latest[name]}
 
 
 def _make_watchdog(config: Config, run: RunFolder) -> Watchdog:

@@ -156,9 +156,15 @@ class Window:
 class MetricsWriter:
     """Appends one JSON object per line to `metrics.jsonl`; a line is flushed as it is written."""
 
-    def __init__(self, path: Path, *, resume_step: int):
-        """Keep the lines up to `resume_step`; later ones, and a torn last line, belong to work that is repeated."""
+    def __init__(self, path: Path, *, resume_step: int, repeated: str | None = None):
+        """Keep the lines up to `resume_step`; later ones, and a torn last line, belong to work that is repeated.
+
+        So do, of `resume_step` itself, lines of which all names begin with `repeated`.
+        """
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
+        if repeated is not None:
+            again = lambda line: all(name.startswith(repeated) for name in {*line} - {"step"})  # noqa: E731
+            kept = [line for line in kept if line["step"] < resume_step or not again(line)]
         unfinished = path.with_suffix(".tmp")  # in one move: on a full disk the old lines stay
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         unfinished.replace(path)

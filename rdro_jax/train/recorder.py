@@ -47,8 +47,13 @@ class Recorder:
         # All at once: a rate asked for on the way would wait on the device, behind the step that is under way.
         self._rates = np.asarray(jax.jit(jax.vmap(make_schedule(config.optimizer, num_steps)))(np.arange(num_steps)))
         self._skipped = _skipped_before(run.resume_step, state)
-        files = (METRICS_FILE, EVALUATIONS_FILE) if is_first() else ()
-        self._writers = {name: MetricsWriter(run.path / name, resume_step=run.resume_step) for name in files}
+        files = {METRICS_FILE: "eval_", EVALUATIONS_FILE: ""} if is_first() else {}
+        self._writers = {
+            name: MetricsWriter(
+                run.path / name, resume_step=run.resume_step, repeated=prefix if "evaluate" in run.owed else None
+            )
+            for name, prefix in files.items()
+        }
         told = Told(run.path, dotted(config.model_dump(mode="json")), run.resume_step)
         self._trackers = Trackers(config.report_to if is_first() else (), told)
         self._held: tuple[int, Any, float] | None = None
@@ -56,6 +61,8 @@ class Recorder:
         self._skipped_in_a_row = 0
         self.rollbacks: int = (run.window or {}).get("rollbacks", 0)
         """Times the run went back to a checkpoint since it began."""
+        self.evaluated_step: int | None = None
+        """The last step whose state was evaluated, as far as this process knows."""
         # A run that was killed behind its last save has no step left to tell its result.
         self.latest: dict[str, Any] = self._writers[METRICS_FILE].latest if self._writers else {}
         """The newest value of every metric."""
@@ -96,6 +103,7 @@ class Recorder:
 
     def evaluated(self, number: int, evaluation: Evaluation | None) -> None:
         """Append what an evaluation says; None where there are no held-out rows."""
+        self.evaluated_step = number
         if evaluation is not None:
             self.write(number, evaluation.metrics)
             self._append(EVALUATIONS_FILE, number, evaluation.pictures)

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from filelock import FileLock, Timeout
@@ -54,6 +54,10 @@ MAY_CHANGE = (
 PACKAGES = ("rdro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
+Task = Literal["evaluate", "export", "save"]
+"""What a run does between two steps."""
+
+
 class RunFolder(NamedTuple):
     """An opened run folder."""
 
@@ -62,6 +66,8 @@ class RunFolder(NamedTuple):
     """Step of the newest sound checkpoint; 0 for a new run."""
     window: dict[str, Any] | None = None
     """Metrics fetched before that step and not yet logged."""
+    owed: tuple[Task, ...] = ()
+    """What was still to be done after that step, when a stop was asked for."""
 
 
 def open_run(config: Config) -> RunFolder:
@@ -73,12 +79,12 @@ def open_run(config: Config) -> RunFolder:
     first process has another.
     """
     _check_same_run("the first process", from_first(lambda: identity(config)), config)
-    path, step, window = from_first(lambda: _open_run(config))
-    return RunFolder(Path(path), step, window)
+    path, step, window, owed = from_first(lambda: _open_run(config))
+    return RunFolder(Path(path), step, window, tuple(owed))
 
 
-def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None]:
-    """Path of the opened run folder, the step to go on after, and metrics not yet logged."""
+def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None, list[Task]]:
+    """Path of the opened run folder, the step to go on after, metrics not yet logged, and what that step is owed."""
     path = make_folder(config)
     try:
         elsewhere = pull(path, config.checkpoint.mirror) if config.checkpoint.mirror else []
@@ -95,7 +101,7 @@ def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None]:
         (path / ENVIRONMENT_FILE).write_text(json.dumps(environment(), indent=2))
     except OSError as error:
         raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
-    return str(path), step or 0, meta and meta["window"]
+    return str(path), step or 0, meta and meta["window"], meta["owed"] if meta else []
 
 
 @contextmanager

@@ -20,11 +20,17 @@ Scored = tuple[Int32[np.ndarray, "scored"], Float32[np.ndarray, "scored"]]
 """Indices of examples, and their completion log-probs in nats."""
 
 
-def score_examples(examples: Examples, score: Score, **how: Any) -> Float32[np.ndarray, "examples"]:
-    """Completion log-probability of every example, in nats; `how` are the arguments of `score_batches`."""
+def score_examples(
+    examples: Examples, score: Score, *, go_on: Callable[[], None] = lambda: None, **how: Any
+) -> Float32[np.ndarray, "examples"]:
+    """Completion log-probability of every example, in nats; `how` are the arguments of `score_batches`.
+
+    `go_on` is called after each batch, and may raise.
+    """
     logps = np.full(len(examples.lengths), np.nan, np.float32)
     for members, scored in score_batches(examples, score, **how):
         logps[members] = scored
+        go_on()
     return logps
 
 

@@ -32,7 +32,11 @@ class Watchdog:
 
     def limit(self) -> float:
         """Seconds a step may take now."""
-        return max(self._timeout, MEDIANS * statistics.median(self._durations or [0.0]))
+        return max(self._timeout, MEDIANS * self.median())
+
+    def median(self) -> float:
+        """Seconds of a step, those it was the last of included; 0 before the first."""
+        return statistics.median(self._durations or [0.0])
 
     def beat(self) -> None:
         """A step has ended, the next one begins."""
@@ -41,8 +45,12 @@ class Watchdog:
             self._durations.append(now - self._since)
         self._since = now
 
+    def alive(self) -> None:
+        """Something other than a step has got on: a batch of an evaluation."""
+        self._since = time.monotonic()
+
     def rest(self) -> None:
-        """What follows until the next beat is no step: an evaluation, a save."""
+        """What follows until the next beat may take its time: a save."""
         self._since = None
 
     @contextmanager

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +13,18 @@ import pytest
 from tiny import make_batch
 
 from rdro_jax import cli
-from rdro_jax.checkpoint import list_steps, load_items
+from rdro_jax.checkpoint import list_steps, load_items, manifest_path
 from rdro_jax.config import load_config
 from rdro_jax.errors import DivergedError, RestartWanted
 from rdro_jax.losses import BCO, RDRO
 from rdro_jax.models import load_model
 from rdro_jax.optim import make_schedule
 from rdro_jax.run_files import read_metrics
-from rdro_jax.train import feed, train
+from rdro_jax.train import between, feed, train
 from rdro_jax.train.run import finished_metrics, locked, make_folder, open_run
 from rdro_jax.train.state import init_state
 from rdro_jax.train.step import make_train_step
+from rdro_jax.train.watchdog import Watchdog
 
 ONE_DEVICE = ("mesh.data=1", "mesh.fsdp=1", "data.eval=null", "logging_steps=3", "checkpoint.save_steps=4")
 
@@ -44,8 +44,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(config_file, monke
     """Stopped between two lines of metrics: what was fetched for the next one is part of the checkpoint."""
     config = load_config(config_file, ONE_DEVICE)
     whole = train(config.model_copy(update={"output_dir": config.output_dir + "_whole"}))
-    loops = sys.modules["rdro_jax.train.loop"]
-    due, asked = loops.due, []
+    due, asked = between.due, []
 
     def signalled(step, interval):
         if step == 5 and not asked:
@@ -54,16 +53,48 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(config_file, monke
         return due(step, interval)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops, "due", signalled)
+        patch.setattr(between, "due", signalled)
         command = ["train", str(config_file), *ONE_DEVICE]
         assert cli.main(command) == 42
-    assert "SIGTERM: state saved after step 6; the same command goes on" in capsys.readouterr().err
+    assert "SIGTERM: state saved after step 5; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert cli.main(command) == 0
     run = whole.run_dir.with_name("run")
     assert lines_without_times(run) == lines_without_times(whole.run_dir)
     left, right = (jax.tree.map(np.asarray, load_model(folder)[0]) for folder in (run, whole.run_dir))
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stop_waits_for_no_evaluation_and_the_run_that_goes_on_makes_it(last, config_file, monkeypatch, capsys):
+    """Told while held-out rows are scored: after the second step, and after the last, when nothing else is left."""
+    best = ("checkpoint.metric_for_best_model=eval_loss", "checkpoint.save_total_limit=9")
+    words = [*ONE_DEVICE[:2], "eval_steps=2", "checkpoint.save_steps=4", *best]
+    alive, calls = Watchdog.alive, []
+
+    def told(self, at=None):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        alive(self)
+
+    monkeypatch.setattr(Watchdog, "alive", told)
+    whole = train(load_config(config_file, [*words, f"output_dir={config_file.parent}/whole"])).run_dir
+    evaluations = [line for line in read_metrics(whole / "metrics.jsonl") if "eval_loss" in line]
+    first = 1 + (len(calls) * (len(evaluations) - 1) // len(evaluations) if last else 0)
+    calls.clear()
+    monkeypatch.setattr(Watchdog, "alive", lambda self: told(self, first))
+    assert cli.main(["train", str(config_file), *words]) == 42
+    stopped = evaluations[-1 if last else 0]["step"]
+    assert f"SIGTERM: state saved after step {stopped}" in capsys.readouterr().err
+    run = whole.with_name("run")
+    assert not any("eval_loss" in line for line in read_metrics(run / "metrics.jsonl") if line["step"] == stopped)
+    assert cli.main(["train", str(config_file), *words]) == 0
+    assert lines_without_times(run) == lines_without_times(whole)
+    assert (run / "evaluations.jsonl").read_bytes() == (whole / "evaluations.jsonl").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    compared = lambda folder: json.loads(manifest_path(folder, evaluations[-1]["step"]).read_text())["metrics"]  # noqa: E731
+    assert compared(run) == compared(whole) != {}
 
 
 def test_time_that_is_up_stops_after_the_step_under_way(config_file):
