@@ -40,7 +40,8 @@ def lines_without_times(folder):
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
 
 
-def test_a_signal_saves_the_step_and_the_same_command_goes_on(config_file, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(number, config_file, monkeypatch, capsys):
     """Stopped between two lines of metrics: what was fetched for the next one is part of the checkpoint."""
     config = load_config(config_file, ONE_DEVICE)
     whole = train(config.model_copy(update={"output_dir": config.output_dir + "_whole"}))
@@ -49,20 +50,38 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(config_file, monke
     def signalled(step, interval):
         if step == 5 and not asked:
             asked.append(step)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return due(step, interval)
 
     with monkeypatch.context() as patch:
         patch.setattr(between, "due", signalled)
         command = ["train", str(config_file), *ONE_DEVICE]
         assert cli.main(command) == 42
-    assert "SIGTERM: state saved after step 5; the same command goes on" in capsys.readouterr().err
+    assert f"{number.name}: state saved after step 5; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert cli.main(command) == 0
     run = whole.run_dir.with_name("run")
     assert lines_without_times(run) == lines_without_times(whole.run_dir)
     left, right = (jax.tree.map(np.asarray, load_model(folder)[0]) for folder in (run, whole.run_dir))
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_a_second_interrupt_ends_the_run_at_once(config_file, monkeypatch, capsys):
+    due = between.due
+
+    def interrupted(step, interval):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return due(step, interval)
+
+    command = ["train", str(config_file), *ONE_DEVICE]
+    with monkeypatch.context() as patch:
+        patch.setattr(between, "due", interrupted)
+        assert cli.main(command) == 130
+    assert 4 in list_steps(config_file.parent / "run")  # the save after step 8 may be under way
+    assert cli.main(command) == 0
+    assert "resuming after step" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("last", [False, True])
