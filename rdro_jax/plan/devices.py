@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import os
 from typing import Any
 
@@ -50,6 +51,9 @@ GPUS = {
 }  # fmt: skip
 """Source: NVIDIA's tuning guides of Ampere and Hopper, and the data sheets."""
 
+GPUS_OF_A_NODE = 8
+"""Joined by NVLink, and one process of jax here; more GPUs are nodes of so many."""
+
 
 def make_devices(topology: Topology) -> list[Any]:
     """Devices of the machine to lower and compile for.
@@ -90,7 +94,9 @@ def _gpu_devices(topology: Topology) -> list[Any]:
         )
     bandwidth = int(topology.device.bandwidth)
     text = GPU_DESCRIPTION.format(bandwidth=bandwidth, **GPUS[topology.kind])
-    return _described(topology, "", "cuda", topology=f"1x1x{topology.num_devices}", target_config=text)
+    count = topology.num_devices
+    a_node = count if count < GPUS_OF_A_NODE else math.gcd(count, GPUS_OF_A_NODE)
+    return _described(topology, "", "cuda", topology=f"1x{count // a_node}x{a_node}", target_config=text)
 
 
 def _described(machine: Topology, name: str, platform: str, **options: Any) -> list[Any]:
