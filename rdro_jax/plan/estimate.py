@@ -113,14 +113,15 @@ def estimate(
 def _copies(model: ModelConfig, platform: str, state: TrainState) -> int:
     """What compilers move out of the loop over layers, as it is the same in every turn.
 
-    TPU: the cast of matrices to the compute type. GPU: a transpose of what is gathered along its last axis.
+    TPU: the cast of matrices to the compute type, which without recomputation any platform keeps for the backward
+    pass. GPU: a transpose of what is gathered along its last axis.
     """
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.frozen)):
         name, numbers = path_name(path), math.prod(_shard(leaf))
         if "lora" in name or "layers" not in name or len(leaf.shape) < 3:
             continue
-        if platform == "tpu" and leaf.dtype.name != model.compute_dtype:
+        if (platform == "tpu" or model.remat == "none") and leaf.dtype.name != model.compute_dtype:
             total += numbers * SIZES[model.compute_dtype]
         if platform == "gpu" and _gathered_last(leaf.sharding):
             total += numbers * leaf.dtype.itemsize
@@ -140,16 +141,29 @@ def _widest(params: Any) -> int:
 
 
 def _kept(here: Local) -> int:
-    """Of every layer its input, and of the rest what `remat` says."""
+    """Of every layer its input, and of the rest what `remat` says; with `none` all that the layer's operations save."""
     heads, kv, wide = _widths(here)
+    if here.model.remat == "none":
+        return here.model.n_layers * _saved(here)
     numbers = {
         "full": 0,
         "named": 2 * heads + 2 * kv,
         "dots": heads + 2 * kv + 2 * wide + 2 * here.model.d_model,
-        "none": 0,
     }[here.model.remat]
-    rest = _residuals(here) if here.model.remat == "none" else here.tokens * here.size * numbers
-    return here.model.n_layers * (here.tokens * here.model.d_model * here.size + rest)
+    return here.model.n_layers * here.tokens * here.size * (here.model.d_model + numbers)
+
+
+def _saved(here: Local) -> int:
+    """What one layer saves where nothing is computed again: what jax lists as residuals of its vjp, less duplicates.
+
+    More than is needed, for each operation saves what its own derivative reads: a norm three float32 arrays, the gated
+    layer six of its width, attention queries, keys, values and what it mixed of them.
+    """
+    heads, kv, wide = _widths(here)
+    numbers = 2 * here.model.d_model + 2 * heads + 2 * kv * here.context + 6 * wide
+    norms = 6 * here.model.d_model * FLOAT32
+    mixed = heads * FLOAT32 if here.model.attention == "xla" else 0  # before it is divided by the sum of weights
+    return here.tokens * (here.size * numbers + norms + mixed) + _weights(here)
 
 
 def _widths(here: Local) -> tuple[int, int, int]:
@@ -166,7 +180,13 @@ def _residuals(here: Local) -> int:
     # Two norms; the residual between; queries and what attention makes of them; gate, up, their product. Keys and
     # values are those of whole rows.
     numbers = 3 * here.model.d_model + 2 * heads + 2 * kv * here.context + 3 * wide
-    return here.tokens * here.size * numbers + _scores(here)
+    return here.tokens * here.size * numbers + _weights(here)
+
+
+def _weights(here: Local) -> int:
+    """Attention's weights as the backward pass reads them: in float32, and cast for their product with the values."""
+    cast = here.size if here.size != FLOAT32 else 0
+    return _scores(here) * (FLOAT32 + cast) // FLOAT32
 
 
 def _scores(here: Local) -> int:
