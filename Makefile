@@ -4,8 +4,10 @@ ENV := .venv/.installed
 PARITY_ENV := .parity/.installed
 PLANS_ENV := .plans/.installed
 LAUNCH_ENV := .launch/.installed
+NEWEST_ENV := .newest/.installed
+PYTHON312 ?= python3.12
 
-.PHONY: help setup quickstart test parity faults smoke bench bench-trl plans sweep-study sweep-faults launch-check slurm-check wheel-check docs lint clean
+.PHONY: help setup quickstart test test-newest newest-tests parity faults smoke bench bench-trl plans sweep-study sweep-faults launch-check slurm-check wheel-check docs lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -23,6 +25,18 @@ quickstart: $(ENV)  ## align a real pretrained model by RDRO on real human-label
 # Programs of tests take longer to optimise than they run; parity, faults and the quickstart compile as users do.
 test: $(ENV)     ## the tests, without torch
 	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" .venv/bin/python -m pytest -n 2 --dist loadfile
+
+$(NEWEST_ENV): pyproject.toml constraints-3.12.txt
+	test -x .newest/bin/python || $(PYTHON312) -m venv .newest
+	.newest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-3.12.txt -e '.[dev]'
+	touch $@
+
+test-newest:     ## the tests with Python 3.12 and the newest jax, in an environment of its own
+	@if $(PYTHON312) -c '' 2> /dev/null; then $(MAKE) --no-print-directory newest-tests; else \
+	  echo "make test-newest: NOT RUN: no $(PYTHON312) on this machine; name one by PYTHON312=/path/to/python3.12"; fi
+
+newest-tests: $(NEWEST_ENV)
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" .newest/bin/python -m pytest -n 2 --dist loadfile
 
 $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 	test -x .parity/bin/python || $(PYTHON) -m venv .parity
@@ -86,4 +100,4 @@ lint: $(ENV)     ## ruff, pyright, import layers
 	.venv/bin/lint-imports
 
 clean:           ## remove environments and caches of this checkout
-	rm -rf .venv .parity .plans .launch site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .newest .parity .plans .launch site .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -20,6 +21,11 @@ def requirement_names(requirements: list[str]) -> set[str]:
     return names - {"rdro_jax"}
 
 
+def pins(file: str) -> dict[str, str]:
+    """Package -> version of a file of constraints."""
+    return dict(line.lower().split("==") for line in (ROOT / file).read_text().split())
+
+
 def test_dependencies_are_explained():
     text = (ROOT / "docs" / "dependencies.md").read_text()
     explained = set(re.findall(r"[\w.-]+", text.lower()))
@@ -29,10 +35,21 @@ def test_dependencies_are_explained():
 
 def test_explained_versions_are_the_constrained_ones():
     rows = re.findall(r"^\| ([\w.-]+) \| ([\d.]+) \|", (ROOT / "docs" / "dependencies.md").read_text(), re.M)
-    pins = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().split())
     assert len(rows) > 10
     for name, version in rows:
-        assert pins[name].startswith(version), name
+        assert pins("constraints.txt")[name].startswith(version), name
+
+
+@pytest.mark.parametrize(("file", "python"), [("constraints.txt", "3.11"), ("constraints-3.12.txt", "3.12")])
+def test_what_is_tested_is_within_the_bounds(file, python):
+    asked = map(Requirement, PROJECT["project"]["dependencies"])
+    asked = [need for need in asked if need.marker is None or need.marker.evaluate({"python_version": python})]
+    assert {"jax", "flax"} <= {need.name for need in asked}
+    wanted, had = pins("constraints.txt"), pins(file)
+    assert wanted.keys() == had.keys()
+    assert all(need.specifier.contains(had[need.name.lower()]) for need in asked)
+    differ = {name for name in had if had[name] != wanted[name]}
+    assert differ == (set() if python == "3.11" else {"jax", "jaxlib", "flax", "libtpu"})
 
 
 def test_run_time_imports_are_declared():

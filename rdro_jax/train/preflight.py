@@ -67,7 +67,8 @@ def _ask(question: str, check: Callable[[], str]) -> Finding:
 def check_versions() -> str:
     """The packages this one was tested with, and a warning where an installed one is none of those."""
     wanted = [Requirement(text) for text in importlib.metadata.requires("rdro_jax") or []]
-    own = [need for need in wanted if need.marker is None]
+    # Those of an extra hold with it alone; those of another Python not here.
+    own = [need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
     other = []
     for need in own:
         found = importlib.metadata.version(need.name)

@@ -104,3 +104,17 @@ def test_an_untested_version_is_a_warning(monkeypatch):
     assert (finding.warning, finding.fault) == (True, None)
     assert "not tested: jax 9.9 (tested: " in finding.answer
     assert jax.__version__ != "9.9"
+
+
+def test_versions_are_those_of_this_python(monkeypatch):
+    """jax is asked for twice, by the Python there is; optuna by an extra only."""
+    here, elsewhere = ("<", ">=") if sys.version_info < (3, 12) else (">=", "<")
+    asked = [
+        f"jax=={jax.__version__}; python_version {here} '3.12'",
+        f"jax==9.9; python_version {elsewhere} '3.12'",
+        "optuna==9.9; extra == 'sweep'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
+    assert preflight.check_versions().startswith("1 packages as tested: jax ")
+    asked[0] = f"jax==9.8; python_version {here} '3.12'"
+    assert preflight.check_versions() == f"warning: not tested: jax {jax.__version__} (tested: ==9.8)"
