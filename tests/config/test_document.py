@@ -41,11 +41,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: repr(text[:24]))
 def test_refused_in_one_line_and_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         read_document(text, "c.yaml")
     assert str(caught.value) == REFUSED[text]
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

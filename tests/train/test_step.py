@@ -78,7 +78,10 @@ def test_microbatches_change_nothing(loss, num_microbatches):
     whole_state, whole = ragged_step(loss)
     parts_state, parts = ragged_step(loss, num_microbatches)
     np.testing.assert_allclose(parts["loss"] / parts["weight"], whole["loss"] / whole["weight"], rtol=1e-6)
-    assert_close(parts, whole, 2e-6)
+    # A log-prob of 100 nats is rounded to 8e-6, which is twice that much of a ratio's square.
+    for rtol, of_ratios in ((2e-6, False), (2e-5, True)):
+        names = [name for name in whole if name.startswith("ratio") == of_ratios]
+        assert_close({name: parts[name] for name in names}, {name: whole[name] for name in names}, rtol)
     mu = lambda state: optax.tree_utils.tree_get(state.opt_state, "mu")  # noqa: E731
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mu(parts_state), mu(whole_state))
 
