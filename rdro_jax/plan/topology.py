@@ -33,8 +33,8 @@ def parse_topology(name: str) -> Topology:
     sizes = [int(size) for size in match["shape"].split("x")] if match else []
     if match is None or device is None or len(sizes) != device.axes or 0 in sizes:
         raise ConfigError(
-            f"--topology: got '{name}'; wanted a TPU slice such as v5e:4x4, v6e:4x8, v5p:2x2x4 or tpu7x:2x2x2, the "
-            "GPUs of a node such as gpu:8xh100 (a100, h100, h200), or cpu:8"
+            f"--topology: got '{name}'; wanted a TPU slice such as v5e:4x4, v6e:4x8, v5p:2x2x4 or tpu7x:2x2x2, "
+            "GPUs in nodes of 8 such as gpu:8xh100 (a100, h100, h200), or cpu:8"
         )
     kind = match["kind"]
     platform = "cpu" if kind == "cpu" else "gpu" if kind[0] in "ah" else "tpu"

@@ -5,6 +5,7 @@ import pytest
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.parallel.hardware import DEVICES
+from rdro_jax.plan import devices
 from rdro_jax.plan.devices import make_devices
 from rdro_jax.plan.topology import parse_topology
 
@@ -41,6 +42,16 @@ def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(monkeypatch, 
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(ConfigError, match=f"{name}: its compiler is not installed; {what_to_do}.*--estimate"):
         make_devices(parse_topology(name))
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, "1x1x1"), (3, "1x1x3"), (8, "1x1x8"), (16, "1x2x8"), (12, "1x3x4")])
+def test_gpus_beyond_eight_are_nodes(monkeypatch, count, shape):
+    """Of as many as eight, or as divide them: jax's name is slices x processes x devices."""
+    told = {}
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: module)
+    monkeypatch.setattr(devices, "_described", lambda machine, name, platform, **options: told.update(options))
+    make_devices(parse_topology(f"gpu:{count}xh100"))
+    assert told["topology"] == shape
 
 
 def test_more_simulated_devices_than_there_are_is_said():
