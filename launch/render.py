@@ -18,6 +18,7 @@ EXAMPLES = {
     "skypilot/tpu_spot.yaml": ("sky", "sky-tpu-spot", "task.yaml", RUN),
     "skypilot/sweep_trial.yaml": ("sky", "sky", "sweep_trial.yaml", SWEEP),
     "tpu_vm/create.sh": ("tpu-vm", "tpu-vm", "create.sh", RUN),
+    "tpu_vm/start.sh": ("tpu-vm", "tpu-vm", "start.sh", RUN),
     "tpu_vm/run.sh": ("tpu-vm", "tpu-vm", "run.sh", RUN),
     "tpu_vm/delete.sh": ("tpu-vm", "tpu-vm", "delete.sh", RUN),
 }
@@ -28,7 +29,8 @@ def example(name: str) -> str:
     """What the file should hold."""
     engine, cluster, file, job = EXAMPLES[name]
     path = HERE.parent / "configs" / "clusters" / f"{cluster}.yaml"
-    return render(engine, load_cluster(path), job, sweep=job is SWEEP)[file]
+    settings = load_cluster(path).settings if job is SWEEP else ()
+    return render(engine, load_cluster(path), job._replace(settings=settings), sweep=job is SWEEP)[file]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from jinja2 import Environment, StrictUndefined
 from rdro_jax.config import load_config
 from rdro_jax.config.document import read_document
 from rdro_jax.config.loader import read_text
+from rdro_jax.data.config import sources_of
 from rdro_jax.errors import ConfigError
+from rdro_jax.hub import HUB
 from rdro_jax.launch.cluster import Cluster, load_cluster
 from rdro_jax.sweep.elsewhere import secret_words
 from rdro_jax.sweep.points import dry_run
@@ -25,12 +27,15 @@ FILES = {
     "slurm": ("train.sbatch",),
     "gke": ("jobset.yaml",),
     "sky": ("task.yaml",),
-    "tpu-vm": ("create.sh", "run.sh", "delete.sh"),
+    "tpu-vm": ("create.sh", "start.sh", "run.sh", "delete.sh"),
 }
 SWEEP_FILES = {"slurm": ("sweep_array.sbatch",), "sky": ("sweep_trial.yaml",)}
+SHIPS = ("sky", "tpu-vm")
+"""Engines whose machines get a copy of the working directory."""
 SUBMIT = {
     "slurm": ("sbatch", "{}"),
-    "gke": ("kubectl", "apply", "-f", "{}"),
+    # A JobSet that ended keeps its name, and applying it again changes nothing: launched again, a run goes on.
+    "gke": ("kubectl", "replace", "--force", "-f", "{}"),
     "sky": ("sky", "jobs", "launch", "--yes", "{}"),
     "tpu-vm": ("bash", "{}"),
 }
@@ -46,6 +51,8 @@ class Job(NamedTuple):
     output_dir: str
     count: int = 1
     """Runs of a sweep."""
+    settings: tuple[str, ...] = ()
+    """Of the cluster, to be put before the words of each run of a sweep; a single run's command has them."""
 
 
 def render(engine: str, cluster: Cluster, job: Job, *, sweep: bool = False) -> dict[str, str]:
@@ -74,13 +81,15 @@ def launch(
     if cluster.name != engine:
         raise ConfigError(f"{file}: cluster.name: got '{cluster.name}'; wanted '{engine}', as on the command line")
     sweep = "space" in read_document(read_text(Path(config)), config).values
-    job = sweep_job(config, overrides) if sweep else run_job(config, [*cluster.settings, *overrides])
+    job = sweep_job(config, overrides, cluster) if sweep else run_job(config, [*cluster.settings, *overrides])
     if sweep and engine == "sky" and not dry_run:
         raise ConfigError("launch sky: 'rdro sweep' launches the trials of a sweep; --dry-run prints their task")
     home = Path(job.output_dir) / "launch"
     files = {home / name: text for name, text in render(engine, cluster, job, sweep=sweep).items()}
     if dry_run:
         return files
+    if engine in SHIPS and not sweep:
+        check_shipped(config, [*cluster.settings, *overrides])
     home.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         path.write_text(text)
@@ -97,15 +106,36 @@ def run_job(config: str, overrides: list[str]) -> Job:
     return Job(_label(output_dir), shlex.join(["rdro", "train", config, *overrides]), output_dir)
 
 
-def sweep_job(file: str, overrides: list[str]) -> Job:
-    """The job of a sweep whose points are known beforehand. Raises: ConfigError."""
+def check_shipped(config_file: str, overrides: list[str]) -> None:
+    """See that all a run reads goes along with the working directory. Raises: ConfigError for what does not."""
+    config = load_config(config_file, overrides)
+    paths = [("config", config_file), ("model.path", config.model.path), ("reference.path", config.reference.path)]
+    for key, sources in (("data.train", config.data.train), ("data.eval", config.data.eval or ())):
+        paths += [(key, source.path) for source in sources_of(sources)]
+    for key, path in paths:
+        if path is None or path.startswith(HUB) or Path(path).parts[:1] == ("runs",):  # runs/ is the bucket
+            continue
+        wanted = f"{key}: '{path}' does not reach the machines"
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ConfigError(f"{wanted}: wanted a path below the working directory, or runs/ of the bucket")
+        if not Path(path).exists():
+            raise ConfigError(f"{wanted}: it is not there")
+        if subprocess.run(["git", "check-ignore", "--quiet", path], capture_output=True, check=False).returncode == 0:
+            raise ConfigError(f"{wanted}: git ignores it; take it out of .gitignore, or use runs/ of the bucket")
+
+
+def sweep_job(file: str, overrides: list[str], cluster: Cluster) -> Job:
+    """The job of a sweep whose points are known beforehand. Raises: ConfigError, also for settings of the cluster."""
     if overrides:
         raise ConfigError(f"command line: got {overrides[0]}; a sweep's keys stand in its file")
     lines = list(dry_run(file))
     if lines[-1].startswith("#"):
         raise ConfigError(f"{file}: sampler.name: its later points depend on results; run it by 'rdro sweep'")
+    for _, _, config, *words in map(shlex.split, lines):
+        load_config(config, [*cluster.settings, *words])
     folder = str(load_sweep(file).folder)
-    return Job(_label(folder), shlex.join(["rdro", "sweep", file, "--dry-run"]), folder, len(lines))
+    command = shlex.join(["rdro", "sweep", file, "--dry-run"])
+    return Job(_label(folder), command, folder, len(lines), cluster.settings)
 
 
 def _submit(command: list[str]) -> list[str]:

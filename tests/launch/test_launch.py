@@ -3,6 +3,7 @@
 `make launch-check` gives the same files to the validators of each engine.
 """
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -18,6 +19,7 @@ from rdro_jax.launch import launch, load_cluster, render
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "configs" / "clusters"
+RENDER = importlib.import_module("rdro_jax.launch.render")
 spec = importlib.util.spec_from_file_location("launch_examples", ROOT / "launch" / "render.py")
 examples = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(examples)
@@ -87,22 +89,155 @@ def test_codes_are_restarted_by_the_table():
             assert subprocess.run(["bash", "-c", script], check=False).returncode == wanted, (name, code, deaths)
 
 
-@pytest.mark.parametrize(("state", "code"), [("ACTIVE", 0), ("FAILED", 1), ("SUSPENDING", 1)])
-def test_a_tpu_that_will_not_come_is_not_waited_for(tmp_path, state, code):
-    """The example, run with stand-ins for gcloud, git and sleep; the first question finds no answer yet."""
+def run_with_standins(script, folder, words=(), **programs):
+    """Run a script of launch/ whose programs are these lines of bash; what it did, and every call of a program."""
     import subprocess
 
-    state_file, script = tmp_path / "asked", tmp_path / "create.sh"
-    script.write_text((ROOT / "launch" / "tpu_vm" / "create.sh").read_text())
-    (tmp_path / "run.sh").touch()
-    gcloud = f'case "$*" in *describe*) [ -e {state_file} ] && echo {state}; touch {state_file} ;; esac'
-    for name, does in (("gcloud", gcloud), ("git", ""), ("sleep", "")):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
-        (tmp_path / name).chmod(0o755)
-    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    done = subprocess.run(["bash", script], env=path, capture_output=True, text=True, check=False, timeout=20)
-    assert done.returncode == code, done.stderr
-    assert (f"rdro-first: {state}; bash {tmp_path}/delete.sh" in done.stderr) == bool(code)
+    for name, does in programs.items():
+        (folder / name).write_text(f'#!/bin/bash\necho "{name} $*" >>{folder}/calls\n{does}\n')
+        (folder / name).chmod(0o755)
+    (folder / "calls").touch()
+    path = {"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder)}
+    done = subprocess.run(
+        ["bash", script, *words], cwd=folder, env=path, capture_output=True, text=True, check=False, timeout=20
+    )
+    return done, (folder / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "ships", "deletes", "creates"),
+    [
+        ("", [], True, False, True),
+        ("SUSPENDED", [], True, True, True),
+        ("SUSPENDED", ["--replace"], False, True, True),
+        ("FAILED", ["--replace"], False, True, True),
+        ("", ["--replace"], False, False, False),
+        ("ACTIVE", [], False, False, False),
+        ("PROVISIONING", ["--replace"], False, False, False),
+    ],
+)
+def test_tpu_machines_are_queued_for_and_replaced(tmp_path, state, words, ships, deletes, creates):
+    """With a stand-in for gcloud, in a working directory with a file git does not know and one it ignores."""
+    import subprocess
+
+    for name in ("create.sh", "run.sh", "start.sh", "delete.sh"):
+        (tmp_path / name).write_text((ROOT / "launch" / "tpu_vm" / name).read_text())
+    (tmp_path / ".gitignore").write_text("ignored\n")
+    for name in ("known", "gone", "ignored", "new row.jsonl"):
+        (tmp_path / name).touch()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in ("init -q", "add known gone", "commit -q -m first"):
+        subprocess.run([*git, *command.split()], cwd=tmp_path, check=True)
+    (tmp_path / "gone").unlink()
+    gcloud = f"""case "$*" in
+      *describe*) [ -n "{state}" ] || exit 1; echo "{state}" ;;
+      *"cp - "*) cat >{tmp_path}/shipped ;;
+    esac"""
+    done, calls = run_with_standins(tmp_path / "create.sh", tmp_path, words, gcloud=gcloud)
+    assert done.returncode == 0, done.stderr
+    assert ("run.sh gs://my-bucket/rdro-runs/launch/rdro-first/run.sh" in calls) == ships
+    assert ("queued-resources delete rdro-first" in calls) == deletes
+    assert (f"--metadata-from-file=startup-script={tmp_path}/start.sh" in calls) == creates
+    if ships:
+        shipped = subprocess.run(["tar", "-tzf", tmp_path / "shipped"], capture_output=True, text=True, check=True)
+        assert {"known", "new row.jsonl"} <= {*shipped.stdout.splitlines()}
+        assert "ignored" not in shipped.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("codes", "starts", "code"), [("0", 1, 0), ("42 137 0", 3, 0), ("42 5", 2, 5), ("137 " * 25, 21, 137)]
+)
+def test_a_tpu_host_starts_again_by_the_table_and_gives_its_machines_back(tmp_path, codes, starts, code):
+    (tmp_path / "runs/launch/rdro-first").mkdir(parents=True)
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    rdro = f"code=$(head -n 1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes; exit $code"
+    nothing = {"gcloud": "", "journalctl": "echo told", "curl": "echo 0"}
+    done, calls = run_with_standins(ROOT / "launch/tpu_vm/run.sh", tmp_path, rdro=rdro, **nothing)
+    assert (done.returncode, calls.count("rdro train")) == (code, starts)
+    assert "gcloud compute tpus queued-resources delete rdro-first" in calls
+    assert (tmp_path / "runs/launch/rdro-first/log.txt").read_text() == "told\n"
+
+
+def test_a_tpu_host_that_goes_down_is_not_started_again_nor_given_back(tmp_path):
+    done, calls = run_with_standins(
+        ROOT / "launch/tpu_vm/run.sh", tmp_path, rdro="kill -TERM $PPID; exit 42", gcloud="", curl="echo 0"
+    )
+    assert (done.returncode, calls) == (42, calls[: calls.index("\n") + 1])
+
+
+def test_a_tpu_host_mounts_the_bucket_and_starts_the_unit(tmp_path):
+    """gcsfuse takes the name of a bucket, and a folder in it by --only-dir."""
+    script = (ROOT / "launch/tpu_vm/start.sh").read_text().replace("/opt/rdro", str(tmp_path / "rdro"))
+    (tmp_path / "start.sh").write_text(script)
+    names = ("gcsfuse", "tar", "uv", "systemd-run")
+    done, calls = run_with_standins(tmp_path / "start.sh", tmp_path, **dict.fromkeys(names, ""), mountpoint="exit 1")
+    assert done.returncode == 0, done.stderr
+    assert "gcsfuse --implicit-dirs --only-dir rdro-runs my-bucket runs\n" in calls
+    assert re.search(r"uv venv .*--python 3.11 .*\nuv pip install .*'?jax\[tpu\]", calls)
+    assert re.search(r"systemd-run --unit=rdro .*bash runs/launch/rdro-first/run.sh\n$", calls)
+    cluster = dataclasses.replace(load_cluster(CLUSTERS / "tpu-vm.yaml"), bucket="gs://bare")
+    assert "gcsfuse --implicit-dirs bare runs\n" in render("tpu-vm", cluster, examples.RUN)["start.sh"]
+
+
+NOT_SHIPPED = {
+    "config: '/.*run.yaml' does not reach the machines: wanted a path below the working directory": ({}, "absolute"),
+    "model.path: 'm' does not reach the machines: it is not there": ({}, "run.yaml"),
+    "model.path: 'kept' does not reach the machines: git ignores it": ({"model": {"path": "kept"}}, "run.yaml"),
+    "data.train: '../t' does not reach the machines: wanted": (
+        {"model": {"path": "runs/m"}, "data": {"train": "../t"}},
+        "run.yaml",
+    ),
+}
+
+
+@pytest.mark.parametrize("message", NOT_SHIPPED)
+@pytest.mark.parametrize("engine", ["sky", "tpu-vm"])
+def test_what_would_not_reach_the_machines_is_refused_before_they_cost(config_file, monkeypatch, engine, message):
+    import subprocess
+
+    changes, file = NOT_SHIPPED[message]
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | changes))
+    monkeypatch.chdir(config_file.parent)
+    Path("kept").mkdir()
+    Path(".gitignore").write_text("kept\n")
+    subprocess.run(["git", "init", "-q"], check=True)
+    monkeypatch.setattr(RENDER, "_submit", lambda command: pytest.fail(str(command)))
+    path = str(config_file) if file == "absolute" else file
+    with pytest.raises(ConfigError, match=message):
+        launch(engine, path, [], cluster_file=str(CLUSTERS / f"{engine}.yaml"), dry_run=False)
+
+
+def test_launching_on_gke_again_goes_on(config_file, monkeypatch):
+    """kubectl apply would find the ended JobSet of that name as it should be, and do nothing."""
+    monkeypatch.chdir(config_file.parent)
+    monkeypatch.setattr("subprocess.run", lambda command, check: None)
+    submitted = launch("gke", "run.yaml", [], cluster_file=str(CLUSTERS / "gke-tpu.yaml"), dry_run=False)
+    assert submitted == ["kubectl", "replace", "--force", "-f", "runs/My Run!/launch/jobset.yaml"]
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTERS.glob("gke-*.yaml")), ids=lambda path: path.stem)
+def test_kueue_has_a_flavour_and_the_quota_for_each_gke_cluster_file(path):
+    """A JobSet whose node labels no flavour has is never admitted."""
+    objects = list(yaml.safe_load_all((ROOT / "launch/gke/kueue.yaml").read_text()))
+    [queue] = [each["spec"] for each in objects if each["kind"] == "ClusterQueue"]
+    cluster = load_cluster(path)
+    job = yaml.safe_load(render("gke", cluster, examples.RUN)["jobset.yaml"])["spec"]["replicatedJobs"][0]
+    pod = job["template"]["spec"]["template"]["spec"]
+    flavours = [
+        each["metadata"]["name"]
+        for each in objects
+        if each["kind"] == "ResourceFlavor" and each["spec"]["nodeLabels"] == pod["nodeSelector"]
+    ]
+    [(resource, count)] = pod["containers"][0]["resources"]["limits"].items()
+    quotas = [
+        each["nominalQuota"]
+        for group in queue["resourceGroups"]
+        for flavour in group["flavors"]
+        for each in flavour["resources"]
+        if flavour["name"] in flavours and each["name"] == resource
+    ]
+    assert quotas, f"no flavour of {resource} has {pod['nodeSelector']}"
+    assert quotas[0] >= count * cluster.hosts * cluster.slices
 
 
 def test_a_sweep_becomes_an_array_of_its_runs(tmp_path, monkeypatch):
@@ -114,7 +249,14 @@ def test_a_sweep_becomes_an_array_of_its_runs(tmp_path, monkeypatch):
     file = tmp_path / "sweep.yaml"
     file.write_text(json.dumps(sweep))
     files = launch("slurm", str(file), [], cluster_file=str(CLUSTERS / "slurm.yaml"), dry_run=True)
-    assert "#SBATCH --array=1-6%8" in files[Path("runs/s/launch/sweep_array.sbatch")]
+    text = files[Path("runs/s/launch/sweep_array.sbatch")]
+    assert "#SBATCH --array=1-6%8" in text
+    assert 'words=("${words[@]:0:3}" model.remat=full num_microbatches=1 "${words[@]:3}")' in text
+    cluster = yaml.safe_load((CLUSTERS / "slurm.yaml").read_text())
+    cluster["cluster"]["settings"] = ["num_micro_batches=1"]
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    with pytest.raises(ConfigError, match="did you mean 'num_microbatches'"):
+        launch("slurm", str(file), [], cluster_file=str(tmp_path / "cluster.yaml"), dry_run=True)
     with pytest.raises(ConfigError, match="'rdro sweep' launches the trials"):
         launch("sky", str(file), [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
     with pytest.raises(ConfigError, match="no sweeps there"):
@@ -163,12 +305,14 @@ def test_what_an_engine_says_is_one_line(config_file, monkeypatch):
 def test_sky_is_told_the_secrets_by_name(config_file, monkeypatch):
     """SkyPilot refuses a task whose secrets have no value."""
     monkeypatch.chdir(config_file.parent)
-    monkeypatch.setattr("subprocess.run", lambda command, check: None)
+    Path("m").mkdir()
+    Path("t.jsonl").touch()
+    monkeypatch.setattr(RENDER, "_submit", lambda command: command)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ConfigError, match=r"task\.yaml: secrets: HF_TOKEN is not in the environment"):
-        launch("sky", str(config_file), [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
+        launch("sky", "run.yaml", [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
     monkeypatch.setenv("HF_TOKEN", "t")
-    submitted = launch("sky", str(config_file), [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
+    submitted = launch("sky", "run.yaml", [], cluster_file=str(CLUSTERS / "sky.yaml"), dry_run=False)
     assert submitted[-3:] == ["runs/My Run!/launch/task.yaml", "--secret", "HF_TOKEN"]
 
 
