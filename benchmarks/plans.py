@@ -142,7 +142,8 @@ def machines(record: dict[str, Any]) -> list[str]:
     """The record of the cluster files as the table of launch/README.md."""
     titles = "machine", "cluster file", "settings", "model", "peak GiB, estimate", "compiled", "of"
     rows = [_machine(name, record[files[0]]) for name, files in MACHINES.items()]
-    return [f"| {' | '.join(titles)} |", "|---|---|---|---|---|---|---|", *rows]
+    last = "device-hours of 1,000 steps, at least"
+    return [f"| {' | '.join([*titles, last])} |", "|---|---|---|---|---|---|---|---|", *rows]
 
 
 def _machine(name: str, figures: dict[str, Any]) -> str:
@@ -151,7 +152,9 @@ def _machine(name: str, figures: dict[str, Any]) -> str:
     memory = figures["memory_bytes"] or load_cluster(CLUSTERS / f"{files[0]}.yaml").memory_gb * 1e9
     named, settings = (_code(words) for words in ([f"{file}.yaml" for file in files], case.overrides))
     sizes = map(_gib, (figures["estimate"]["peak"], figures["peak_bytes"], memory))
-    return f"| {' | '.join([name, named, settings, case.model, *sizes])} |"
+    seconds = max(value or 0 for value in figures["seconds"].values())  # none where no peak is published: a CPU
+    hours = f"{1000 * seconds * figures['devices'] / 3600:.2f}" if seconds else "not known"
+    return f"| {' | '.join([name, named, settings, case.model, *sizes, hours])} |"
 
 
 def _code(words: Iterable[str]) -> str:
