@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A real SLURM on this machine, two nodes of it: are the rendered scripts accepted, does a run of both nodes train, do runs
-# survive SIGTERM, a killed rank and their time limit with the parameters of a run that was left alone, does a sweep survive
-# a preemption and the death of its coordinator? Needs root and apt; without them it says so and passes.
+# survive SIGTERM, a killed rank (two nodes) and their time limit (one node) with the state and the metrics of a run that
+# was left alone, does a sweep's array survive SIGTERM, a sweep by submitit its preemption, its time limit's signal and the
+# death of its coordinator? Needs root and apt; without them it says so and passes.
 # RDRO_PYTHON: an interpreter with rdro_jax (default .venv/bin/python).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -149,7 +150,15 @@ restarted() { # job, times
   esac
   grep -qE "JobState=(RUNNING|COMPLETED)" <<<"$told" && [ "$(grep -oP 'Restarts=\K\d+' <<<"$told")" -ge "$2" ]
 }
-same() { [ "$(cat "$work/$1"/model*.safetensors | sha256sum)" = "$(cat "$work/$2"/model*.safetensors | sha256sum)" ]; }
+same() { # as the injected faults compare: parameters, moments, loss state, keys, data position, metrics without times
+  PYTHONPATH=$PYTHONPATH:tests:tests/faults "$python" - "$work/$1" "$work/$2" <<'PYTHON'
+import sys
+from pathlib import Path
+from driver import same
+sys.exit(not same(*map(Path, sys.argv[1:])))
+PYTHON
+}
+scored() { cat "$@" | grep -c "computing the others"; } # files of rows whose reference log-probs a log says were computed
 requeued() { grep -q "ended with code $2; requeued" "$work/job-$1.log" || fail "no requeue after code $2"; }
 rank() { # job, rank -> process id
   for process in $(pgrep -f "rdro_jax.cli train"); do
@@ -185,16 +194,43 @@ wait_for "its next steps" lines "$work/hurt-2" 60
 kill -KILL "$(rank "$job" 1)"
 wait_for "the requeue after SIGKILL of rank 1" restarted "$job" 2
 wait_for "its end" finished "$work/hurt-2"
-same whole-2 hurt-2 || fail "the parameters of the runs of two nodes differ"
+same whole-2 hurt-2 || fail "the runs of two nodes differ"
 requeued "$job" 42
 requeued "$job" 137
-echo "told to stop, then with one rank killed, it is requeued twice and ends with the same parameters ($SECONDS s)"
+echo "told to stop, then with one rank killed, it is requeued twice and ends in the same state ($SECONDS s)"
+
+cat >"$work/array.yaml" <<CONF
+base: $work/task/run.yaml
+set: {num_train_epochs: 20, checkpoint: {save_steps: 20}}
+output_dir: $work/array
+space: {loss: {rdro: {alpha: {choice: [0.3, 0.6]}}}}
+sampler: {name: grid}
+CONF
+cat >"$work/cluster.yaml" <<CONF
+cluster: {name: slurm, partition: gpu, gpus_per_node: 0, cpus_per_node: 1, hours: 1, environment: $work/env,
+  settings: [logging_steps=2]}
+CONF
+"$python" -m rdro_jax.cli launch slurm "$work/array.yaml" --cluster "$work/cluster.yaml" --dry-run | sed 1d >"$work/array.sbatch"
+sbatch --test-only "$work/array.sbatch" >/dev/null 2>&1 || fail "an array that fits is refused"
+sed s/cpus-per-task=1/cpus-per-task=999/ "$work/array.sbatch" >"$work/bad.sbatch"
+sbatch --test-only "$work/bad.sbatch" >/dev/null 2>&1 && fail "an array that does not fit is accepted"
+job=$(sbatch --parsable --output="$work/job-%A_%a.log" "$work/array.sbatch")
+wait_for "the second task's first steps" lines "$work/array/trials/0001" 3
+scancel --signal=TERM "${job}_2"
+wait_for "the requeue of the second task" restarted "${job}_2" 1
+wait_for "the end of the first task" finished "$work/array/trials/0000"
+wait_for "the end of the second task" finished "$work/array/trials/0001"
+requeued "${job}_2" 42
+metrics=$work/array/trials/0000/metrics.jsonl
+if grep -q '"step": 1[,}]' "$metrics" || ! grep -q '"step": 2[,}]' "$metrics"; then fail "the cluster's settings did not reach a task"; fi
+[ "$(scored "$work"/job-"$job"_*.log)" -eq 2 ] || fail "reference log-probs of the two files were not computed once"
+echo "a sweep's array of two tasks prepares once, and the one told to stop is requeued and finishes ($SECONDS s)"
 
 wait "$requeue" || exit 1
 wait_for "its end" finished "$work/hurt-1"
-same whole-1 hurt-1 || fail "the parameters of the runs of one node differ"
+same whole-1 hurt-1 || fail "the runs of one node differ"
 requeued "$late" 42
-echo "a run whose time is up saves, is requeued and ends with the same parameters ($SECONDS s)"
+echo "a run whose time is up saves, is requeued and ends in the same state ($SECONDS s)"
 
 sed "s,OUTPUT,$work/faulty data.train=$work/none.jsonl," "$work/rendered-1" >"$work/faulty.sbatch"
 job=$(submit "$work/faulty.sbatch")
@@ -211,13 +247,18 @@ cat >"$work/sweep.yaml" <<CONF
 base: $work/task/run.yaml
 set: {num_train_epochs: 20, checkpoint: {save_steps: 20}}
 output_dir: $work/sweep
-space: {optimizer: {learning_rate: {choice: [1.0e-3, 2.0e-3, 3.0e-3]}}}
-sampler: {name: grid}
+space:
+  optimizer: {learning_rate: {range: [1.0e-3, 3.0e-3]}}
+  loss: {rdro: {alpha: {range: [0.3, 0.7]}}}
+  seed: {choice: [1, 2, 3, 4, 5, 6, 7, 8]}
+sampler: {name: random}
+trials: 3
 parallel: 2
 executor: {name: slurm, timeout_min: 30, options: {slurm_partition: gpu, cpus_per_task: 1}}
 CONF
 programs() { find "$work/cache" -name 'jit_train_step-*-cache' | wc -l; }
 compiled=$(programs)
+[ "$compiled" -gt 0 ] || fail "no compiled program was kept"
 "$python" -m rdro_jax.cli sweep "$work/sweep.yaml" >"$work/sweep.log" 2>&1 &
 coordinator=$!
 wait_for "its first job" test -f "$work/sweep/trials/0001/job.json"
@@ -229,10 +270,18 @@ wait_for "the sweep's first steps" lines "$work/sweep/trials/0000" 21
 job=$(grep -oP '\d+' "$work/sweep/trials/0000/job.json")
 scontrol requeue "$job" || fail "the job of trial 0 cannot be requeued"
 wait_for "the requeue of a preempted trial" restarted "$job" 1
+# What SLURM sends before the time limit, as submitit asked it to; submitit saves and requeues by itself.
+wait_for "the first steps of the second trial" lines "$work/sweep/trials/0001" 21
+job=$(grep -oP '\d+' "$work/sweep/trials/0001/job.json")
+scancel --signal=USR2 "$job"
+wait_for "the requeue that submitit asks for" restarted "$job" 1
 wait "$coordinator" || fail "the sweep ended with code $?"
+grep -rqs "Requeued job $job" "$work/sweep/slurm" || fail "it was not submitit that requeued the second trial"
 [ "$(grep -c '"state": "complete"' "$work/sweep/results.jsonl")" -eq 3 ] || fail "not three trials are complete"
-grep -q "resuming after step" "$work/sweep/trials/0000/log.txt" || fail "the preempted trial began anew"
+for trial in 0000 0001; do
+  grep -q "resuming after step" "$work/sweep/trials/$trial/log.txt" || fail "trial $trial, taken away, began anew"
+done
 [ "$(programs)" -eq "$compiled" ] || fail "trials that differ in a number compiled a program of their own"
-[ "$(find "$work/sweep/reference_store" -name '*.safetensors' | wc -l)" -eq 2 ] || fail "reference log-probs of the two files were not computed once"
+[ "$(scored "$work"/sweep/trials/*/log.txt)" -eq 2 ] || fail "reference log-probs of the two files were not computed once"
 [ "$(find "$work/sweep/slurm" -name '*_submitted.pkl' | wc -l)" -eq 3 ] || fail "a trial was submitted twice"
-echo "a sweep of three trials by submitit survives a preemption and the death of its coordinator ($SECONDS s)"
+echo "a sweep of three trials by submitit survives a preemption, the signal of a time limit and the death of its coordinator ($SECONDS s)"
