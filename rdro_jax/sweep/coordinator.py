@@ -44,14 +44,14 @@ class Coordinator:
     def __init__(self, loaded: LoadedSweep, journal: Journal, executor: Executor):
         self._loaded, self._journal, self._executor = loaded, journal, executor
         self._open: list[OpenTrial] = []
-        self._jobs: dict[Run, tuple[Job, int]] = {}
+        self._jobs: dict[Run, tuple[Job, int | None]] = {}
         self._deaths: Counter[str] = Counter()
         self._ready: set[Hashable] = set()
         for trial in journal.under_way():
             for run in self._take_up(trial).runs:
-                job = executor.find(run)
-                if job is not None:
-                    self._jobs[run] = job, self._free_slot()
+                found = executor.find(run)
+                if found is not None:
+                    self._jobs[run] = found
 
     def busy(self) -> bool:
         """Whether anything is going on or still to do; starts what fits into free slots."""

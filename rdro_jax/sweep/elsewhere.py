@@ -1,5 +1,6 @@
 """Runs that go on elsewhere: SLURM jobs, managed jobs of SkyPilot."""
 
+import fcntl
 import json
 import logging
 import math
@@ -18,14 +19,16 @@ import yaml
 
 from rdro_jax.errors import EXIT_DONE, EXIT_RESTART, ConfigError
 from rdro_jax.sweep import executors
-from rdro_jax.sweep.executors import Executor, Job, LocalExecutor, shared_environment
+from rdro_jax.sweep.executors import Executor, Job, LocalExecutor, devices_of_slot, shared_environment
 from rdro_jax.sweep.runs import LOG_FILE, Run
 from rdro_jax.sweep.spec import LoadedSweep, Local, Sky, Slurm
 from rdro_jax.train.console import say
 
-JOB_FILE, CODE_FILE = "job.json", "exit_code"
+JOB_FILE, CODE_FILE, LAUNCH_FILE = "job.json", "exit_code", ".launch"
 CLUSTER = "slurm"
 """submitit's name of the engine."""
+MOST_TIMEOUTS = 1_000_000
+"""Times a job is requeued at its time limit: until its run is done."""
 TAKEN_AWAY_SECONDS = 60.0
 """Within which SLURM kills a job that it told to stop: KillWait, 30 s by default, and room."""
 
@@ -34,8 +37,11 @@ def make_executor(loaded: LoadedSweep) -> Executor:
     """The executor a sweep names. Raises: ConfigError where what it needs is missing."""
     executor = loaded.sweep.executor
     if isinstance(executor, Local):
+        devices_of_slot(executor, loaded.sweep.parallel - 1)  # are there enough?
         return LocalExecutor(executor, loaded.folder)
-    return SlurmExecutor(executor, loaded.folder) if isinstance(executor, Slurm) else SkyExecutor(executor)
+    if isinstance(executor, Slurm):
+        return SlurmExecutor(executor, loaded.folder)
+    return SkyExecutor(executor, loaded.folder)
 
 
 class SlurmExecutor:
@@ -55,7 +61,10 @@ class SlurmExecutor:
             raise ConfigError("executor.name: slurm needs sbatch; start the sweep on a login node of the cluster")
         # What a job runs stands there as Python objects, which run code when they are read: ours alone to write.
         (folder / "slurm").mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=CLUSTER)
+        # By default submitit gives up a job that ran out of its time thrice.
+        self._executor = submitit.AutoExecutor(
+            folder=folder / "slurm", cluster=CLUSTER, slurm_max_num_timeout=MOST_TIMEOUTS
+        )
         self._executor.update_parameters(timeout_min=config.timeout_min, **config.options)
 
     def start(self, run: Run, slot: int) -> Job:
@@ -63,18 +72,34 @@ class SlurmExecutor:
         del slot
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / CODE_FILE).unlink(missing_ok=True)
-        self._executor.update_parameters(name=f"rdro-{run.name.replace('/', '-')}")
+        name = _job_name(run)
+        # The name first: of a coordinator that is killed while it submits, the next one finds the job by it.
+        (run.folder / JOB_FILE).write_text(json.dumps({"slurm": None}))
+        self._executor.update_parameters(name=name)
         job = self._executor.submit(Attempt(run, [*executors.COMMAND, *run.words], shared_environment(self._folder)))
         (run.folder / JOB_FILE).write_text(json.dumps({"slurm": job.job_id}))
         return _SlurmJob(run, job)
 
-    def find(self, run: Run) -> Job | None:
+    def find(self, run: Run) -> tuple[Job, None] | None:
         """The job an earlier coordinator submitted, if SLURM still has it."""
-        number = _job_id(run, "slurm")
+        told = _read_job(run)
+        if "slurm" not in told:
+            return None
+        number = told["slurm"] or self._submitted(_job_name(run))
         if number is None:
             return None
+        (run.folder / JOB_FILE).write_text(json.dumps({"slurm": number}))
         job = _SlurmJob(run, self._submitit.SlurmJob(folder=self._folder / "slurm", job_id=number))
-        return job if job.poll() is None else None
+        return (job, None) if job.poll() is None else None
+
+    def _submitted(self, name: str) -> str | None:
+        """Number of the job of this name in SLURM's queue that can run: whose call submitit has put in its place."""
+        asked = ["squeue", "--me", "--noheader", "--format=%A", f"--name={name}"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigError(f"squeue: {done.stderr.strip()}; is a job '{name}' of this sweep submitted?")
+        numbers = done.stdout.split()
+        return next((n for n in numbers if (self._folder / "slurm" / f"{n}_submitted.pkl").exists()), None)
 
 
 class Attempt:
@@ -130,33 +155,51 @@ class SkyExecutor:
 
     detached = True
 
-    def __init__(self, config: Sky):
+    def __init__(self, config: Sky, folder: Path):
         if shutil.which("sky") is None:
             raise ConfigError("executor.name: sky needs SkyPilot's command: pipx install skypilot, then sky check")
         if not Path(config.task).is_file():
             raise ConfigError(f"executor.task: no file '{config.task}'; wanted a SkyPilot task")
-        self._config, self._secrets, self._queue = config, secret_words(Path(config.task)), _SkyQueue()
+        self._config, self._folder = config, folder
+        self._secrets, self._queue = secret_words(Path(config.task)), _SkyQueue()
 
     def start(self, run: Run, slot: int) -> Job:
         """Launch the run; SkyPilot restarts it where a spot machine is taken away."""
         del slot
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / CODE_FILE).unlink(missing_ok=True)
-        name = f"rdro-{run.folder.absolute().as_posix().strip('/').replace('/', '-')}".lower()
-        name = re.sub(r"[^a-z0-9-]", "-", name)[-50:].strip("-")
+        name = _job_name(run)
         code = shlex.quote(str(run.folder / CODE_FILE))
         command = f"rdro {shlex.join(run.words)}; code=$?; echo $code > {code}; exit $code"
-        told = ("--name", name, "--env", f"RDRO_COMMAND={command}")
-        _sky("jobs", "launch", "--yes", "--detach-run", *told, *self._secrets, self._config.task)
+        # The folder as it is called there, where this machine's absolute path may mean nothing.
+        cache = [f"{key}={value}" for key, value in shared_environment(self._folder, absolute=False).items()]
+        told = ("--name", name, "--env", f"RDRO_COMMAND={command}", *(word for e in cache for word in ("--env", e)))
+        # The name first: of a coordinator that is killed while it launches, the next one finds the job by it, once the
+        # launch, which outlives its coordinator and holds this lock, is over.
         (run.folder / JOB_FILE).write_text(json.dumps({"sky": name}))
+        with (run.folder / LAUNCH_FILE).open("a") as launch:
+            fcntl.flock(launch, fcntl.LOCK_EX)
+            words = ("jobs", "launch", "--yes", "--detach-run", *told, *self._secrets, self._config.task)
+            _sky(*words, keeps_open=(launch.fileno(),))
         self._queue.expect(name)
         return _SkyJob(run, name, self._queue)
 
-    def find(self, run: Run) -> Job | None:
+    def find(self, run: Run) -> tuple[Job, None] | None:
         """The job an earlier coordinator launched, if SkyPilot still has it."""
-        name = _job_id(run, "sky")
-        job = _SkyJob(run, name, self._queue) if name else None
-        return job if job and job.poll() is None else None
+        name = _read_job(run).get("sky")
+        if not name:
+            return None
+        self._wait_for_launch(run)
+        return (_SkyJob(run, name, self._queue), None) if self._queue.end_of(name) is None else None
+
+    def _wait_for_launch(self, run: Run) -> None:
+        with (run.folder / LAUNCH_FILE).open("a") as launch:
+            try:
+                fcntl.flock(launch, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{run.name}: waiting for the launch that an earlier coordinator began")
+                fcntl.flock(launch, fcntl.LOCK_EX)
+                self._queue.forget()
 
 
 class _SkyJob:
@@ -164,7 +207,13 @@ class _SkyJob:
         self._run, self._name, self._queue, self._cancelled = run, name, queue, False
 
     def poll(self) -> int | None:
-        return _written_code(self._run) if self._queue.has_ended(self._name) else None
+        state = self._queue.end_of(self._name)
+        if state not in SKY_REFUSALS or self._run.result() is not None:
+            return None if state is None else _written_code(self._run)
+        if not self._cancelled:
+            with (self._run.folder / LOG_FILE).open("a") as log:
+                log.write(f"rdro: error: SkyPilot: {state}; sky jobs logs --name {self._name} tells why\n")
+        return ConfigError.exit_code
 
     def stop(self) -> None:
         if not self._cancelled:
@@ -188,14 +237,19 @@ class _SkyQueue:
         """A job of this name was launched: it has not ended, whatever is said of an earlier one."""
         self._states[name] = ""
 
-    def has_ended(self, name: str) -> bool:
-        """Whether nothing comes after its state; true too of a job that SkyPilot does not know.
+    def forget(self) -> None:
+        """Ask anew at the next question."""
+        self._asked = -math.inf
+
+    def end_of(self, name: str) -> str | None:
+        """The state that nothing comes after; None while it goes on. A job that SkyPilot does not know has SUCCEEDED.
 
         Raises: ConfigError where SkyPilot does not answer, at first or for long.
         """
         if time.monotonic() - self._asked > self.SECONDS:
             self._ask()
-        return self._states.get(name, SKY_ENDS[0]) in SKY_ENDS
+        state = self._states.get(name, SKY_ENDS[0])
+        return state if state in SKY_ENDS else None
 
     def _ask(self) -> None:
         self._asked = time.monotonic()
@@ -217,6 +271,8 @@ SKY_ENDS = (
     *("CANCELLED", "FAILED_DRIVER"),
 )
 """States of a managed job that nothing comes after."""
+SKY_REFUSALS = ("FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "CANCELLED")
+"""Those that another launch would end in again: the trial has failed."""
 
 
 def secret_words(task: Path) -> list[str]:
@@ -232,18 +288,26 @@ def secret_words(task: Path) -> list[str]:
     return [word for name in names for word in ("--secret", name)]
 
 
-def _sky(*words: str) -> str:
-    """What a `sky` command prints. Raises: ConfigError with its last line."""
-    done = subprocess.run(["sky", *words], capture_output=True, text=True, check=False)
+def _sky(*words: str, keeps_open: tuple[int, ...] = ()) -> str:
+    """What a `sky` command prints; it inherits the files `keeps_open`. Raises: ConfigError with its last line."""
+    done = subprocess.run(["sky", *words], capture_output=True, text=True, check=False, pass_fds=keeps_open)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().split("\n")[-1]
         raise ConfigError(f"sky {words[0]} {words[1]}: {said}")
     return done.stdout
 
 
-def _job_id(run: Run, engine: str) -> str | None:
+def _job_name(run: Run) -> str:
+    """What the engine calls the job of a run: a function of its folder, in the characters that all engines take."""
+    name = f"rdro-{run.folder.absolute().as_posix().strip('/').replace('/', '-')}".lower()
+    return re.sub(r"[^a-z0-9-]", "-", name)[-50:].strip("-")
+
+
+def _read_job(run: Run) -> dict[str, str | None]:
+    """Engine -> name or number of the job, as far as an earlier coordinator came; empty where it submitted none."""
     file = run.folder / JOB_FILE
-    return json.loads(file.read_text()).get(engine) if file.exists() else None
+    written = file.read_text() if file.exists() else ""
+    return json.loads(written) if written else {}
 
 
 def _written_code(run: Run) -> int:

@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from rdro_jax.errors import EXIT_DONE, EXIT_RESTART
+from rdro_jax.errors import EXIT_DONE, EXIT_RESTART, ConfigError
 from rdro_jax.sweep.runs import LOG_FILE, Run
 from rdro_jax.sweep.spec import TPU_BOUNDS, Local
 
 COMMAND = (sys.executable, "-m", "rdro_jax.cli")
 """What stands before the words of a run."""
 ALIVE_FILE = ".alive"
+"""Holds slot and process id of a run, and is locked while the run lives."""
+VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
+"""Accelerator -> the variable that names the devices of a process."""
 
 
 class Job(Protocol):
@@ -40,8 +43,9 @@ class Executor(Protocol):
         """Start a run, or go on with it."""
         ...
 
-    def find(self, run: Run) -> Job | None:
-        """The job of a run that an earlier coordinator started, if it still goes on."""
+    def find(self, run: Run) -> tuple[Job, int | None] | None:
+        """The job of a run that an earlier coordinator started, if it still goes on, and the slot whose devices it has
+        here; None of a slot for a job elsewhere."""
         ...
 
 
@@ -58,6 +62,9 @@ class LocalExecutor:
         run.folder.mkdir(parents=True, exist_ok=True)
         with (run.folder / ALIVE_FILE).open("a+") as alive, (run.folder / LOG_FILE).open("a") as log:
             fcntl.flock(alive, fcntl.LOCK_EX)
+            alive.truncate(0)
+            alive.write(f"{slot} ")
+            alive.flush()  # the slot is known from the moment that the run may have its devices
             process = subprocess.Popen(
                 [*COMMAND, *run.words],
                 stdin=subprocess.DEVNULL,
@@ -67,14 +74,13 @@ class LocalExecutor:
                 pass_fds=[alive.fileno()],
                 start_new_session=True,  # Ctrl-C is for the coordinator, which asks its runs to save
             )
-            alive.truncate(0)
             alive.write(str(process.pid))
         return _Process(process, self._config.stop_seconds)
 
-    def find(self, run: Run) -> Job | None:
-        """A process that outlived its coordinator."""
+    def find(self, run: Run) -> tuple[Job, int | None] | None:
+        """A process that outlived its coordinator, and its slot."""
         job = _Orphan(run, self._config.stop_seconds)
-        return job if job.poll() is None else None
+        return (job, read_alive(run.folder / ALIVE_FILE)[0]) if job.poll() is None else None
 
 
 class _Process:
@@ -109,9 +115,9 @@ class _Orphan:
         return EXIT_RESTART if self._run.result() is None else EXIT_DONE
 
     def stop(self) -> None:
-        pid = (self._run.folder / ALIVE_FILE).read_text()
-        if pid and self.poll() is None:
-            self._stopping = self._stopping or _Stopping(int(pid), self._stop_seconds)
+        _, pid = read_alive(self._run.folder / ALIVE_FILE)
+        if pid is not None and self.poll() is None:
+            self._stopping = self._stopping or _Stopping(pid, self._stop_seconds)
             self._stopping.signal()
 
 
@@ -131,10 +137,17 @@ class _Stopping:
                 return
 
 
-def shared_environment(folder: Path) -> dict[str, str]:
+def read_alive(file: Path) -> tuple[int | None, int | None]:
+    """Slot and process id of a run that was started; None for what its coordinator was killed before writing."""
+    slot, _, pid = file.read_text().partition(" ")
+    return int(slot) if slot else None, int(pid) if pid else None
+
+
+def shared_environment(folder: Path, *, absolute: bool = True) -> dict[str, str]:
     """Environment of every run: one compilation cache for all, unless the user has one."""
+    cache_folder = folder / "compilation_cache"
     cache = {
-        "JAX_COMPILATION_CACHE_DIR": str((folder / "compilation_cache").absolute()),
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder.absolute() if absolute else cache_folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -142,13 +155,21 @@ def shared_environment(folder: Path) -> dict[str, str]:
 
 
 def devices_of_slot(config: Local, slot: int) -> dict[str, str]:
-    """Environment that shows a run the devices of its slot only."""
-    count = config.devices_per_trial
-    devices = ",".join(str(device) for device in range(slot * count, (slot + 1) * count))
-    if config.accelerator == "gpu":
-        return {"CUDA_VISIBLE_DEVICES": devices}
+    """Environment that shows a run the devices of its slot only: of those the user's environment names, if it does.
+
+    Raises: ConfigError where it names too few.
+    """
+    if config.accelerator == "none":
+        return {}
+    count, name = config.devices_per_trial, VISIBLE[config.accelerator]
+    first, end = slot * count, (slot + 1) * count
+    listed = os.environ.get(name)
+    devices = [str(device) for device in range(end)] if listed is None else listed.split(",") if listed else []
+    if len(devices) < end:
+        raise ConfigError(f"parallel: slot {slot} needs {end} devices in all, {name} names {len(devices)}")
+    shown = {name: ",".join(devices[first:end])}
     if config.accelerator == "tpu":
         # Several processes on one TPU machine: each must be told its chips, and that it is alone with them.
         alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "CLOUD_TPU_TASK_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-        return alone | {"TPU_VISIBLE_CHIPS": devices, "TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[count]}
-    return {}
+        return shown | alone | {"TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[count]}
+    return shown

@@ -46,9 +46,9 @@ def kill_trials(folder: Path) -> int:
     """Kill every trial that is alive; returns how many."""
     killed = 0
     for file in folder.glob(f"trials/*/{executors.ALIVE_FILE}"):
-        pid = file.read_text()
+        _, pid = executors.read_alive(file)
         if pid and Path(f"/proc/{pid}/cmdline").exists() and b"output_dir" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             killed += 1
     return killed
 

@@ -12,10 +12,10 @@ import pytest
 
 from rdro_jax.errors import ConfigError, RestartWanted
 from rdro_jax.sweep import executors
-from rdro_jax.sweep.elsewhere import JOB_FILE, Attempt, SkyExecutor, _SkyQueue, _written_code
+from rdro_jax.sweep.elsewhere import JOB_FILE, Attempt, SkyExecutor, SlurmExecutor, _SkyQueue, _written_code
 from rdro_jax.sweep.run import run
 from rdro_jax.sweep.runs import Run
-from rdro_jax.sweep.spec import Sky, load_sweep
+from rdro_jax.sweep.spec import Sky, Slurm, load_sweep
 
 STUB = (sys.executable, "-S", str(Path(__file__).with_name("stub_trial.py")))
 SKY = """\
@@ -141,7 +141,9 @@ def test_what_sky_says_is_one_line(machine, tmp_path):
     command("sky", "#!/bin/bash\necho no cloud is enabled >&2\nexit 1\n")
     (tmp_path / "task.yaml").write_text("run: echo")
     with pytest.raises(ConfigError, match="sky jobs launch: no cloud is enabled"):
-        SkyExecutor(Sky("sky", str(tmp_path / "task.yaml"))).start(Run(0, None, tmp_path / "r", ("train",)), 0)
+        SkyExecutor(Sky("sky", str(tmp_path / "task.yaml")), tmp_path).start(
+            Run(0, None, tmp_path / "r", ("train",)), 0
+        )
 
 
 def test_a_sweep_elsewhere_is_left_going_when_its_coordinator_stops(machine, sweep_file, monkeypatch, tmp_path):
@@ -174,13 +176,74 @@ def test_a_question_that_sky_does_not_answer_is_asked_again(machine, monkeypatch
     command("sky", f"#!/bin/bash\ncat {folder}/answer\n")
     queue, answer = _SkyQueue(), folder / "answer"
     with pytest.raises(ConfigError, match="sky jobs queue"):  # a run that goes on must not be taken for one that ended
-        queue.has_ended("a")
+        queue.end_of("a")
     jobs = [("a", "ManagedJobStatus.RUNNING"), ("b", "SUCCEEDED"), ("a", "FAILED")]  # the newest first
     answer.write_text(json.dumps([{"job_name": name, "status": status} for name, status in jobs]))
-    assert [queue.has_ended(name) for name in "abc"] == [False, True, True]
+    assert [queue.end_of(name) for name in "abc"] == [None, "SUCCEEDED", "SUCCEEDED"]
     answer.unlink()
     queue.expect("b")
-    assert [queue.has_ended(name) for name in "ab"] == [False, False]
+    assert [queue.end_of(name) for name in "ab"] == [None, None]
     assert capsys.readouterr().err.count("asked again") == 2
     with pytest.raises(ConfigError, match="sky jobs queue"):
-        queue.has_ended("a")
+        queue.end_of("a")
+
+
+@pytest.mark.timeout(60)
+def test_a_job_whose_launch_outlived_the_coordinator_is_not_launched_again(machine, sweep_file, monkeypatch, tmp_path):
+    """The coordinator is killed -9 in the middle of `sky jobs launch`, which takes minutes and goes on."""
+    folder, command = machine
+    slow = SKY.replace("launch) (", "launch) touch {folder}/launching; sleep 2; (")
+    # SkyPilot knows of a job when the launch is nearly over.
+    command(
+        "sky",
+        slow.replace('echo "$*" >> {folder}/asked', "")
+        .format(folder=folder)
+        .replace("sleep 2;", f'sleep 2; echo "$*" >> {folder}/asked;'),
+    )
+    (folder / "asked").touch()
+    monkeypatch.setattr(_SkyQueue, "SECONDS", 0.05)
+    (tmp_path / "task.yaml").write_text("run: bash -c $RDRO_COMMAND")
+    file = sweep_file(executor={"name": "sky", "task": str(tmp_path / "task.yaml")}, trials=1)
+    first = os.fork()
+    if first == 0:
+        run(file)
+        os._exit(0)
+    while not (folder / "launching").exists():
+        time.sleep(0.01)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    assert states(run(file)) == ["complete"]
+    assert (folder / "asked").read_text().count("jobs launch") == 1
+
+
+@pytest.mark.parametrize("state", ["FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "CANCELLED"])
+def test_a_job_that_never_ran_is_a_failed_trial(machine, sweep_file, monkeypatch, tmp_path, state):
+    folder, command = machine
+    text = (
+        SKY.format(folder=folder).replace("(bash -c", "(true; : bash -c").replace("state=SUCCEEDED", f"state={state}")
+    )
+    command("sky", text)
+    monkeypatch.setattr(_SkyQueue, "SECONDS", 0.05)
+    (tmp_path / "task.yaml").write_text("run: bash -c $RDRO_COMMAND")
+    sweep = run(sweep_file(executor={"name": "sky", "task": str(tmp_path / "task.yaml")}, trials=1))
+    assert states(sweep) == ["fail"]
+    assert json.loads((sweep / "results.jsonl").read_text())["why"].startswith(f"SkyPilot: {state}; sky jobs logs")
+    assert (folder / "asked").read_text().count("jobs launch") == 1
+
+
+def test_slurm_s_job_is_found_by_its_name_and_requeued_without_end(machine, tmp_path):
+    pytest.importorskip("submitit")
+    folder, command = machine
+    command("sbatch", "#!/bin/bash\n")
+    command("squeue", f'#!/bin/bash\necho "$*" >> {folder}/asked\necho 6\necho 7\n')
+    executor = SlurmExecutor(Slurm("slurm"), tmp_path)
+    assert executor._executor._executor.max_num_timeout >= 1000
+    trial = Run(0, None, tmp_path / "trials" / "0000", ())
+    assert executor.find(trial) is None
+    trial.folder.mkdir(parents=True)
+    (trial.folder / JOB_FILE).write_text('{"slurm": null}')  # killed while it submitted
+    assert executor.find(trial) is None  # 6 and 7 have nothing to run
+    (tmp_path / "slurm" / "7_submitted.pkl").touch()
+    assert executor.find(trial) is not None
+    assert json.loads((trial.folder / JOB_FILE).read_text()) == {"slurm": "7"}
+    assert "trials-0000" in (folder / "asked").read_text()

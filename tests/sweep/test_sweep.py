@@ -249,6 +249,37 @@ def test_each_slot_has_its_devices(config, slot, expected):
     assert devices_of_slot(config, slot) == expected
 
 
+def test_slots_are_dealt_from_the_devices_the_user_names(monkeypatch, sweep_file):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-6")
+    assert devices_of_slot(Local(accelerator="gpu"), 2) == {"CUDA_VISIBLE_DEVICES": "GPU-6"}
+    with pytest.raises(ConfigError, match="parallel: slot 3 needs 4 devices in all, CUDA_VISIBLE_DEVICES names 3"):
+        run(sweep_file(executor={"name": "local", "accelerator": "gpu"}, parallel=4))
+
+
+def test_a_run_that_outlived_its_coordinator_keeps_its_devices(sweep_file, monkeypatch):
+    """The run of slot 0 and the coordinator are killed; the next one must not deal out the survivor's device."""
+    monkeypatch.setenv("STUB_SECONDS", "0.3")
+    rates = {"optimizer": {"learning_rate": {"choice": [1.0e-6, 2.0e-6]}}}
+    gpus = {"name": "local", "accelerator": "gpu"}
+    file = sweep_file(sampler={"name": "grid"}, space=rates, executor=gpus, parallel=2)
+    trials = load_sweep(file).folder / "trials"
+    first = os.fork()
+    if first == 0:
+        run(file)
+        os._exit(0)
+    while not (trials / "0001" / "steps.log").exists():
+        time.sleep(0.01)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    slot, pid = executors.read_alive(trials / "0000" / executors.ALIVE_FILE)
+    os.kill(pid, signal.SIGKILL)
+    dealt = []
+    monkeypatch.setattr(executors, "devices_of_slot", lambda _, slot: dealt.append(slot) or {})
+    run(file)
+    assert executors.read_alive(trials / "0001" / executors.ALIVE_FILE)[0] == 1
+    assert (slot, dealt) == (0, [0])
+
+
 def test_a_tpu_slot_is_told_its_chips():
     told = devices_of_slot(Local(accelerator="tpu"), 3)
     assert told["TPU_VISIBLE_CHIPS"] == "3"
