@@ -145,7 +145,21 @@ def make_pruner(pruner: Pruner | None) -> BasePruner:
         return NopPruner()
     if pruner.name == "median":
         return MedianPruner(n_startup_trials=pruner.startup, n_warmup_steps=pruner.warmup_steps)
-    return SuccessiveHalvingPruner(min_resource=max(pruner.warmup_steps, 1))
+    return _Halving(pruner)
+
+
+class _Halving(BasePruner):
+    """Successive halving that prunes nothing before `startup` trials have finished."""
+
+    def __init__(self, pruner: Pruner):
+        self._startup = pruner.startup
+        self._halving = SuccessiveHalvingPruner(min_resource=max(pruner.warmup_steps, 1))
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether to give the trial up; early trials are asked about too, lest later ones have no rivals."""
+        is_worse = self._halving.prune(study, trial)
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return is_worse and len(finished) >= self._startup
 
 
 def _enough(trials: list[FrozenTrial]) -> bool:

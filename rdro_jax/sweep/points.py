@@ -46,7 +46,7 @@ def next_point(loaded: LoadedSweep, number: int, seen: list[Point]) -> Point | N
 def draw(space: Space, sampler: str, seed: int, number: int, seen: list[Point]) -> Point | None:
     """Point `number` of a random or quasi-random sweep, a function of (seed, number) but for what is in `seen`.
 
-    None where a hundred draws gave nothing new: the space is as good as exhausted.
+    Where a hundred draws gave nothing new, it is a point of those that are left; None where none is.
     """
     for attempt in range(100):
         if sampler == "qmc":
@@ -59,4 +59,7 @@ def draw(space: Space, sampler: str, seed: int, number: int, seen: list[Point]) 
         point = space.at(places)
         if point not in seen:
             return point
-    return None
+    if space.size is None:
+        return None
+    left = [point for point in space.grid() if point not in seen]
+    return left[np.random.default_rng((seed, number)).integers(len(left))] if left else None

@@ -89,6 +89,14 @@ class Space(NamedTuple):
             points += [dict(zip(domains, point, strict=True)) for point in product(*values)]
         return points
 
+    @property
+    def size(self) -> int | None:
+        """Number of points; None where a key is continuous."""
+        sizes = [[domain.grid() for domain in domains.values()] for _, domains in self.branches()]
+        if any(values is None for branch in sizes for values in branch):
+            return None
+        return sum(math.prod(len(values) for values in branch if values is not None) for branch in sizes)
+
     def at(self, places: np.ndarray) -> Point:
         """The point at a place of the unit cube of `dimensions`."""
         number = int(places[0] * len(self.branches()))

@@ -210,6 +210,8 @@ def load_sweep(path: str | Path) -> LoadedSweep:
             space.common[BASE] = Domain("choice", sweep.base)
         if sweep.sampler.name == "grid":
             space.grid()
+        elif sweep.sampler.name != "tpe" and space.size is not None and (sweep.trials or 0) > space.size:
+            raise ConfigError(f"trials: got {sweep.trials}; the space has {space.size} points, and none is tried twice")
         _check_apart(sweep, space)
     except ConfigError as error:
         raise ConfigError(_placed(layer, str(error), str(path))) from error

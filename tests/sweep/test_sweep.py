@@ -1,5 +1,6 @@
 """The life of a sweep with stub trials: in this process, no jax, no kills. What a user reads and what is on disk."""
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from scipy.stats import sem, t
 
 from rdro_jax import cli
 from rdro_jax.config import load_config
 from rdro_jax.errors import ConfigError
-from rdro_jax.sweep import executors
+from rdro_jax.sweep import executors, status
 from rdro_jax.sweep.executors import devices_of_slot
 from rdro_jax.sweep.journal import _repair
 from rdro_jax.sweep.points import known_points
@@ -93,6 +95,15 @@ def test_a_trial_that_is_no_good_is_pruned(sweep_file, monkeypatch):
     assert not Path(rows[3]["runs"][1]).exists()  # its second seed was not paid for
 
 
+def test_halving_waits_for_its_first_trials(sweep_file, monkeypatch):
+    """Rates rise, and the stub's loss with them: every later trial is among the worse half at each rung."""
+    rates = {"optimizer": {"learning_rate": {"choice": [n * 1.0e-6 for n in range(1, 10)]}}}
+    pruner = {"name": "halving", "metric": "loss", "startup": 6}
+    monkeypatch.setenv("STUB_SECONDS", "0.02")
+    rows = rows_of(run(sweep_file(sampler={"name": "grid"}, space=rates, pruner=pruner)))
+    assert [row["state"] for row in rows] == ["complete"] * 6 + ["pruned"] * 3
+
+
 def test_signals_stop_trials_with_their_state_saved(sweep_file, monkeypatch, capsys):
     monkeypatch.setenv("STUB_SECONDS", "0.2")
     file = sweep_file()
@@ -121,6 +132,29 @@ def test_status_shows_every_trial(sweep_file, capsys):
     capsys.readouterr()
     assert cli.main(["sweep", str(file), "--status"]) == 0
     assert "2 of 2 trials ended" in " ".join(capsys.readouterr().out.split())
+
+
+def test_status_on_a_terminal_goes_on_until_the_last_trial_ended(sweep_file, monkeypatch):
+    """The table that stands there last is the one that was looked up last."""
+    file = sweep_file()
+    folder = run(file)
+    ended = (folder / "results.jsonl").read_text()
+    rows = [json.loads(line) for line in ended.splitlines()]
+    rows[1] |= {"state": "running", "value": None}
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        (folder / "results.jsonl").write_text(ended if len(waited) == 2 else (folder / "results.jsonl").read_text())
+
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(status, "Console", lambda: terminal)
+    monkeypatch.setattr(status.time, "sleep", wait)
+    status.show_status(file)
+    assert waited == [status.REFRESH_SECONDS] * 2
+    shown = terminal.file.getvalue()
+    assert 0 < shown.find("1 of 2 trials ended") < shown.find("2 of 2 trials ended")
 
 
 def test_status_waits_for_no_jax_and_no_optuna(sweep_file):
@@ -233,8 +267,12 @@ def test_points_follow_from_seed_and_number_alone(sweep_file, sampler):
 
 
 def test_a_small_space_is_tried_once(sweep_file):
-    file = sweep_file(trials=50, space={"seed": {"range": [0, 4]}})
-    assert sorted(point["seed"] for point in known_points(load_sweep(file))) == [0, 1, 2, 3, 4]
+    """All of its points, the last ones too, which a hundred draws of nine hundred may well miss; and no more."""
+    space = {"seed": {"range": [0, 899]}}
+    file = sweep_file(trials=900, space=space)
+    assert sorted(point["seed"] for point in known_points(load_sweep(file))) == [*range(900)]
+    with pytest.raises(ConfigError, match="trials: got 901; the space has 900 points, and none is tried twice"):
+        load_sweep(sweep_file(trials=901, space=space))
 
 
 @pytest.mark.parametrize(
