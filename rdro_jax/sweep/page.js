@@ -142,10 +142,18 @@ function mean(curves) {
   const steps = [...known[0].keys()].filter((step) => known.every((curve) => curve.has(step)));
   return steps.map((step) => [step, known.reduce((sum, curve) => sum + curve.get(step), 0) / known.length]);
 }
+// [step, mean, low, high] over curves, at the steps that all of them have.
+function bandOf(curves) {
+  const known = curves.map((curve) => new Map(curve));
+  return mean(curves).map(([step, value]) => {
+    const values = known.map((curve) => curve.get(step));
+    return [step, value, Math.min(...values), Math.max(...values)];
+  });
+}
 function drawCurves(metric) {
   const lines = data.trials.map((t, i) => [t, mean(data.curves[i][metric])]).filter(([, line]) => line.length);
   const svg = canvas("curves", 1100, 350);
-  const points = lines.flatMap(([, line]) => line);
+  const points = data.curves.flatMap((of) => of[metric].flat());
   if (!points.length) { draw(svg, "text", { x: 20, y: 30, class: "dim" }, `no ${metric} was logged`); return; }
   const x = scale([0, ...points.map((p) => p[0])], 70, 1080), y = scale(points.map((p) => p[1]), 300, 20);
   for (const [value, text] of y.ticks) {
@@ -164,6 +172,16 @@ function drawCurves(metric) {
     }
     const d = line.map(([s, v], n) => `${n ? "L" : "M"}${x.at(s).toFixed(1)} ${y.at(v).toFixed(1)}`).join("");
     title(draw(svg, "path", { d, stroke: colourOf(t), class: kind }), t);
+  }
+  for (const group of groups) {
+    // Every seed of every finished trial; one that was given up early would end the band there.
+    const runs = data.trials.flatMap((t, i) => (t.value !== null && groupOf(t) === group ? data.curves[i][metric] : []))
+      .filter((curve) => curve.length > 1);
+    const band = bandOf(runs), colour = COLOURS[groups.indexOf(group) % COLOURS.length];
+    if (runs.length < 2 || !band.length) continue;
+    const path = (side) => band.map((p) => `${x.at(p[0]).toFixed(1)} ${y.at(p[side]).toFixed(1)}`);
+    draw(svg, "path", { d: `M${[...path(3), ...path(2).reverse()].join("L")}Z`, fill: colour, class: "band" });
+    draw(svg, "path", { d: `M${path(1).join("L")}`, stroke: colour, class: "mean" });
   }
 }
 

@@ -43,7 +43,9 @@ def page_data(loaded: LoadedSweep, rows: list[dict[str, Any]], importance: dict[
     objective = loaded.sweep.objective
     keys = list(dict.fromkeys(key for row in rows for key in row["point"]))
     best = best_row(loaded, rows)
-    metrics = list(dict.fromkeys([objective.metric, "loss"]))
+    pruner = loaded.sweep.pruner
+    pruned_by = [pruner.metric] if pruner is not None and pruner.metric is not None else []
+    metrics = list(dict.fromkeys([objective.metric, *pruned_by, "loss"]))
     return {
         "metric": objective.metric,
         "direction": objective.direction,

@@ -10,6 +10,9 @@ from rdro_jax.sweep.page import group_key, page_data, write_page
 from rdro_jax.sweep.spec import load_sweep
 
 EVIL = "</script><img src=x onerror=document.title='caught'>"
+needs_browser = pytest.mark.skipif(
+    not any(map(shutil.which, ("chromium", "google-chrome"))), reason="no browser here: apt-get install chromium"
+)
 SPACE = {
     "optimizer": {"learning_rate": {"log": [1.0e-7, 1.0e-5]}},
     "loss": {"rdro": {"alpha": {"choice": [0.3, 0.5]}}, "dpo": {}},
@@ -65,7 +68,7 @@ def test_trials_are_grouped_by_a_key_of_few_values():
     assert group_key([{"point": {"seed": n}} for n in range(10)]) is None
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("chromium", "google-chrome"))), reason="no browser here")
+@needs_browser
 def test_in_a_browser_it_sorts_filters_and_says_nothing(page):
     browser = pytest.importorskip("browser")
     _, _, path = page
@@ -86,7 +89,10 @@ def test_in_a_browser_it_sorts_filters_and_says_nothing(page):
         assert tab.run(column) == "1,3"
         assert tab.run("document.querySelectorAll('#parallel path').length") == 2
         assert tab.run("document.querySelectorAll('#groups circle').length") == 5 + 2
-        assert tab.run("document.querySelectorAll('#curves path').length") == 3
+        assert tab.run("document.querySelectorAll('#curves path.trial').length") == 3
+        # Of each group with curves: rdro's trials 0 and 2, dpo's trial 1, two seeds each.
+        count = "document.querySelectorAll('#curves path.{}').length"
+        assert [tab.run(count.format(kind)) for kind in ("mean", "band")] == [2, 2]
         axes = "[...document.querySelectorAll('#parallel text')].map(t => t.textContent)"
         assert {"1", "null"} <= {*tab.run(axes)}  # null is a value like another
         assert tab.run("scale(Array(500000).fill(1), 0, 1).ticks.length") == 1
@@ -94,3 +100,27 @@ def test_in_a_browser_it_sorts_filters_and_says_nothing(page):
         assert tab.run("document.querySelectorAll('img').length") == 0
         assert tab.said() == []
         assert tab.requests() == []
+
+
+@needs_browser
+def test_four_losses_stand_beside_each_other_with_their_intervals(sweep_file):
+    browser = pytest.importorskip("browser")
+    names = ("ddro", "dpo", "kto", "rdro")
+    space = {"loss": {name: {} for name in names}}
+    loaded = load_sweep(sweep_file(space=space, sampler={"name": "grid"}, seeds=[0, 1]))
+    loaded.folder.mkdir()
+    rows = [row(n, loss, 0.5 + n / 10) | {"point": {"loss.name": loss}} for n, loss in enumerate(names)]
+    with browser.Browser() as tab:
+        tab.call("Page.navigate", url=write_page(loaded, rows, {}).as_uri())
+        tab.run(
+            "new Promise(done => { const f = () => document.querySelector('tbody tr') ? done(1) : "
+            "setTimeout(f, 20); f() })"
+        )
+        texts = tab.run("[...document.querySelectorAll('#groups text')].map(t => t.textContent)")
+        assert [text for text in texts if text in names] == [*names]
+        assert [text for text in texts if "±" in text] == [f"{0.5 + n / 10:.1f} ± 0.1" for n in range(4)]
+        bars = tab.run("[...document.querySelectorAll('#groups path')].map(p => p.getBBox().width)")
+        assert len(bars) == 4
+        assert bars == pytest.approx([bars[0]] * 4, rel=1e-3)  # as wide as their intervals, which are alike
+        assert bars[0] > 100
+        assert tab.said() == []
