@@ -22,7 +22,7 @@ def fates(tmp_path_factory, write_sweep_in):
     """Three sweeps run by one host, which imports once: the sweep file of each, what was killed, its results."""
     home, here = tmp_path_factory.mktemp("faults"), Path(__file__).parent
     files = {
-        "grid": (write_sweep_in(home / "grid", sampler={"name": "grid"}, space=GRID, parallel=3), 8),
+        "grid": (write_sweep_in(home / "grid", sampler={"name": "grid"}, space=GRID, parallel=3), 10),
         "tpe": (write_sweep_in(home / "tpe", sampler={"name": "tpe", "startup": 5}, trials=20, space=BY_LOSS), 10),
         "random": (write_sweep_in(home / "random", trials=12, space=STEPS, parallel=2), 3),
     }
