@@ -73,6 +73,13 @@ def test_version_is_the_same_everywhere():
     assert cited["version"] == version
 
 
+@pytest.mark.parametrize("page", ["changelog.md", "launch.md"])
+def test_pages_written_elsewhere_are_links(page):
+    """A copy would be read by the site and forgotten by whoever adds a line to the original."""
+    assert (ROOT / "docs" / page).is_symlink()
+    assert (ROOT / "docs" / page).is_file()
+
+
 def test_the_package_says_it_is_typed():
     assert (PACKAGE / "py.typed").is_file()
 
