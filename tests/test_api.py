@@ -2,11 +2,15 @@
 
 import ast
 import inspect
+import re
 import textwrap
+from itertools import chain
+from typing import get_args, get_type_hints
 
 import jax
 import numpy as np
 import pytest
+from jaxtyping import Float
 from public import public_names
 
 import rdro_jax
@@ -19,6 +23,24 @@ LOSSES = {name: value for name, value in LOSSES.items() if inspect.isfunction(va
 CALLED = {
     name: value for name, value in (PUBLIC | LOSSES).items() if inspect.isroutine(value) or inspect.isclass(value)
 }
+
+
+# A random key's shape is JAX's own affair, and those of the arguments that a callable gets are told by who calls it.
+SHAPELESS = {
+    *(f"rdro_jax.models.{at}.key" for at in ("lora.adapt", "lora.init_adapters", "decoder.init_params")),
+    *(f"rdro_jax.generate.sample.{at}.key" for at in ("generate", "sample")),
+    *(f"rdro_jax.models.decoder.forward.{word}" for word in ("constrain", "attend", "lookup")),
+    "rdro_jax.parallel.multihost.array_from_first.make",
+    "rdro_jax.parallel.sharding.make_constrain.return",
+    *(f"rdro_jax.parallel.spread.spread_attention.{word}" for word in ("attend", "return")),
+    "rdro_jax.optim.make_schedule.return",
+}
+
+
+def has_bare_array(kind) -> bool:
+    """Whether an annotation is an array without a shape, or has one among its arguments."""
+    arguments = chain.from_iterable(part if isinstance(part, list) else [part] for part in get_args(kind))
+    return kind is jax.Array or kind is np.ndarray or any(map(has_bare_array, arguments))
 
 
 def test_the_names_are_found():
@@ -48,13 +70,19 @@ def test_every_public_method_has_a_docstring():
 
 
 def test_arrays_in_public_signatures_have_shapes():
-    """A random key needs none: its shape is JAX's own affair."""
-    bare = []
-    for name, value in public_names().items():
-        if inspect.isfunction(value):
-            kinds = value.__annotations__.items()
-            bare += [f"{name}: {word}" for word, kind in kinds if kind in (jax.Array, np.ndarray) and word != "key"]
-    assert bare == []
+    """Of functions and of the fields of classes; `SHAPELESS` says which have none and why."""
+    bare = {
+        f"{name}.{word}"
+        for name, value in public_names().items()
+        for word, kind in get_type_hints(value).items()
+        if has_bare_array(kind)
+    }
+    assert bare == SHAPELESS
+
+
+def test_a_bare_array_is_seen():
+    assert all(map(has_bare_array, [jax.Array, np.ndarray, jax.Array | None, tuple[int, dict[str, jax.Array]]]))
+    assert not any(map(has_bare_array, [Float[jax.Array, "rows"], Float[jax.Array, "rows"] | None, int]))
 
 
 def fields_without_docstring(kind: type) -> list[str]:
