@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 import textwrap
 from itertools import chain
 from typing import get_args, get_type_hints
@@ -103,6 +104,42 @@ def test_every_config_field_has_a_docstring():
     ]
     assert len(sections) > 15
     assert [field for kind in sections for field in fields_without_docstring(kind)] == []
+
+
+LOSS_FUNCTIONS = {sys.modules[kind.__module__].__dict__[kind().name] for kind in get_args(losses.Loss)}
+NO_FORMULA_OF_OTHERS = {"mean", "class_means", "class_quantiles", "normalisation", "alpha_hat", "loss_floor"}
+"""Diagnostics that are plain arithmetic, or follow from RDRO's own objective in a line or two."""
+SOURCE = re.compile(r"Source[\w ]*:[^>]+? (1[89]|20)\d\d,")
+UNIT = re.compile(
+    r"\bin the unit\b|\b[Ww]ithout (a )?unit\b|\bnats\b|\bseconds\b|\bbytes\b|\b[Ss]hare\b|\bprobabilit(y|ies)\b|\bsteps?\b"
+)
+NO_UNIT = {f"rdro_jax.models.decoder.{name}" for name in ("forward", "forward_cached", "output_embedding")}
+"""What returns hidden states or weights, of which no one asks the unit."""
+
+
+def test_losses_name_their_paper():
+    assert len(LOSS_FUNCTIONS) == len(get_args(losses.Loss))
+    silent = [
+        loss.__name__ for loss in LOSS_FUNCTIONS if not SOURCE.search(loss.__doc__) or "arXiv:" not in loss.__doc__
+    ]
+    assert silent == []
+
+
+def test_diagnostics_name_their_source():
+    published = [name for name, value in public_names().items() if "diagnostics" in name and inspect.isfunction(value)]
+    published = {name.rpartition(".")[2] for name in published} - NO_FORMULA_OF_OTHERS
+    assert len(published) > 10
+    assert [name for name in published if not SOURCE.search(getattr(losses.diagnostics, name).__doc__)] == []
+
+
+def test_figures_have_units():
+    told = {
+        name: bool(UNIT.search(value.__doc__))
+        for name, value in public_names().items()
+        if inspect.isfunction(value) and re.search("float", str(value.__annotations__.get("return")), re.I)
+    }
+    assert len(told) > 30
+    assert {name for name, unit in told.items() if not unit} == NO_UNIT
 
 
 def raised_by(function) -> set[str]:

@@ -45,7 +45,7 @@ def bco(
 def udm_weights(
     desirable_probability: Float[Array, "examples"], *, smallest: float = 0.5, largest: float = 10.0
 ) -> Float[Array, "examples"]:
-    """Weights that make undesirable prompts look like desirable ones: p / (1 - p), clipped.
+    """Weights that make undesirable prompts look like desirable ones: the odds p / (1 - p), clipped, without unit.
 
     `desirable_probability` is a classifier's P(desirable | prompt) (underlying distribution matching).
 

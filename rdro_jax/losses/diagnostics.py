@@ -32,7 +32,7 @@ class ByClass(NamedTuple):
 
 
 def mean(values: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
-    """Weighted mean; NaN where no example has weight."""
+    """Weighted mean, in the unit of `values`; NaN where no example has weight."""
     # where, not multiplication: what filler holds must not reach the sum, infinity included.
     return jnp.sum(jnp.where(weight > 0, values * weight, 0.0)) / jnp.sum(weight)
 
@@ -61,7 +61,10 @@ def class_quantiles(
 def over_bound_share(
     log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"], *, alpha: Scalar
 ) -> Float[Array, ""]:
-    """Share of examples with r > 1 / alpha, which no relative ratio reaches."""
+    """Share of examples with r > 1 / alpha, which no relative ratio reaches.
+
+    Source of the bound: Yamada et al. 2011, arXiv:1106.4729.
+    """
     return mean(jnp.where(log_ratio > -jnp.log(alpha), 1.0, 0.0), weight)
 
 
@@ -72,7 +75,7 @@ def normalisation(
     *,
     alpha: Scalar,
 ) -> Float[Array, ""]:
-    """alpha E+[r] + (1 - alpha) E-[r]: 1 when the reference is the mixture of the data, whatever the policy."""
+    """alpha E+[r] + (1 - alpha) E-[r], a share: 1 where the reference is the data's mixture, whatever the policy."""
     preferred, other = class_means(jnp.exp(log_ratio), desirable, weight)
     return alpha * preferred + (1 - alpha) * other
 
@@ -80,7 +83,7 @@ def normalisation(
 def alpha_hat(
     log_ratio: Float[Array, "examples"], desirable: Bool[Array, "examples"], weight: Float[Array, "examples"]
 ) -> Float[Array, ""]:
-    """The alpha at which `normalisation` is 1: (1 - E-[r]) / (E+[r] - E-[r]).
+    """The share alpha at which `normalisation` is 1: (1 - E-[r]) / (E+[r] - E-[r]).
 
     For held-out examples of any policy that tells the classes apart; useless where the two means are near each other,
     and NaN where they differ by rounding only.
@@ -96,12 +99,13 @@ def _is_rounding(difference: Float[Array, ""], of: Float[Array, ""]) -> Bool[Arr
 
 
 def effective_share(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
-    """Effective sample size over sample size, (sum r)^2 / (N sum r^2), of examples weighted by r.
+    """Effective sample size as a share of the sample size, (sum r)^2 / (N sum r^2), of examples weighted by r.
 
     In (0, 1]. At the optimum it is at least alpha: below alpha the policy has overshot.
+
+    Source: Kish 1965, Survey Sampling.
     """
-    # Any common factor of r cancels; taken out, the largest ratio is 1 and no square overflows.
-    ratio = jnp.exp(log_ratio - jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf)))
+    ratio = _scaled_ratio(log_ratio, weight)
     return mean(ratio, weight) ** 2 / mean(ratio**2, weight)
 
 
@@ -111,13 +115,30 @@ def off_policy_preferred_rate(
     """Share of preferred completions that the policy would draw: sum r 1[+] / sum r, over samples of the reference.
 
     As trustworthy as `effective_share` is large.
+
+    Source: self-normalised importance sampling; Hesterberg 1995, Weighted average importance sampling.
     """
-    ratio = jnp.exp(log_ratio - jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf)))
-    return mean(jnp.where(desirable, ratio, 0.0), weight) / mean(ratio, weight)
+    return _under_policy(jnp.where(desirable, 1.0, 0.0), log_ratio, weight)
+
+
+def _under_policy(
+    values: Float[Array, "examples"], log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]
+) -> Float[Array, ""]:
+    """Mean of `values` under the policy from samples of the reference, sum r values / sum r."""
+    ratio = _scaled_ratio(log_ratio, weight)
+    return mean(ratio * values, weight) / mean(ratio, weight)
+
+
+def _scaled_ratio(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, "examples"]:
+    """r over the largest r, for figures in which a common factor cancels: no square of it overflows."""
+    return jnp.exp(log_ratio - jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf)))
 
 
 def posterior(log_ratio: Float[Array, "examples"], *, alpha: Scalar) -> Float[Array, "examples"]:
-    """P(+ | x, y) as the policy has it: min(alpha r, 1)."""
+    """P(+ | x, y) as the policy has it, a probability: min(alpha r, 1).
+
+    Source: Higuchi and Suzuki 2025, arXiv:2505.07558, for alpha = 1/2.
+    """
     return jnp.exp(jnp.minimum(log_ratio + jnp.log(alpha), 0.0))
 
 
@@ -128,9 +149,11 @@ def brier(
     *,
     alpha: Scalar,
 ) -> Float[Array, ""]:
-    """Mean squared error of `posterior` as a forecast of the label.
+    """Mean squared error of `posterior` as a forecast of the label, without unit.
 
     Where r <= 1 / alpha it is 2 alpha^2 J + alpha, J the least-squares objective E[r^2] / 2 - E+[r].
+
+    Source: Brier 1950, Verification of forecasts expressed in terms of probability.
     """
     return mean((posterior(log_ratio, alpha=alpha) - desirable) ** 2, weight)
 
@@ -154,7 +177,10 @@ def reliability(
     alpha: Scalar,
     bins: int = 10,
 ) -> Reliability:
-    """Reliability curve of `posterior`: what was forecast against what was observed."""
+    """Reliability curve of `posterior`, in probabilities: what was forecast against what was observed.
+
+    Source: Murphy and Winkler 1977, Reliability of subjective probability forecasts of precipitation and temperature.
+    """
     forecast = posterior(log_ratio, alpha=alpha)
     bin_of = jnp.minimum(jnp.floor(forecast * bins).astype(int), bins - 1)
     total = lambda values: jnp.zeros(bins).at[bin_of].add(jnp.where(weight > 0, values * weight, 0.0))  # noqa: E731
@@ -163,7 +189,10 @@ def reliability(
 
 
 def calibration_error(curve: Reliability) -> Float[Array, ""]:
-    """Expected calibration error: mean over examples of |forecast - observed| of their bin."""
+    """Expected calibration error, a probability: mean over examples of |forecast - observed| of their bin.
+
+    Source: Guo et al. 2017, arXiv:1706.04599.
+    """
     return mean(jnp.abs(curve.forecast - curve.observed), curve.weight)
 
 
@@ -175,7 +204,10 @@ def loss_floor(alpha: float) -> float:
 def kullback_leibler(
     log_ratio: Float[Array, "examples"], desirable: Bool[Array, "examples"], weight: Float[Array, "examples"]
 ) -> Float[Array, ""]:
-    """KL(p+ || reference) = E+[s], in nats, if r is the relative ratio."""
+    """KL(p+ || reference) = E+[s], in nats, if r is the relative ratio.
+
+    Source: Kullback and Leibler 1951, On information and sufficiency.
+    """
     return class_means(log_ratio, desirable, weight).preferred
 
 
@@ -183,20 +215,27 @@ def policy_kl(log_ratio: Float[Array, "examples"], weight: Float[Array, "example
     """KL(policy || reference) in nats from samples of the reference: sum r s / sum r.
 
     As trustworthy as `effective_share` is large.
+
+    Source: self-normalised importance sampling; Hesterberg 1995, Weighted average importance sampling.
     """
-    ratio = jnp.exp(log_ratio - jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf)))
-    return mean(ratio * log_ratio, weight) / mean(ratio, weight)
+    return _under_policy(log_ratio, log_ratio, weight)
 
 
 def reference_kl(log_ratio: Float[Array, "examples"], weight: Float[Array, "examples"]) -> Float[Array, ""]:
-    """KL(reference || policy) in nats from samples of the reference: the mean of -s."""
+    """KL(reference || policy) in nats from samples of the reference: the mean of -s.
+
+    Source: Kullback and Leibler 1951, On information and sufficiency.
+    """
     return mean(-log_ratio, weight)
 
 
 def correlation(
     first: Float[Array, "examples"], second: Float[Array, "examples"], weight: Float[Array, "examples"]
 ) -> Float[Array, ""]:
-    """Pearson's correlation; NaN where one of the two is constant."""
+    """Pearson's correlation, without unit; NaN where one of the two is constant.
+
+    Source: Pearson 1895, Note on regression and inheritance in the case of two parents.
+    """
     means = mean(first, weight), mean(second, weight)
     first, second = first - means[0], second - means[1]
     spreads = jnp.sqrt(mean(first**2, weight)), jnp.sqrt(mean(second**2, weight))
@@ -213,7 +252,9 @@ def pearson(
 ) -> Float[Array, ""]:
     """Relative Pearson divergence E_q[(r - 1)^2] / 2 = E+[r] - E_q[r^2] / 2 - 1/2, if r is the relative ratio.
 
-    Source: Yamada et al. 2011, relative density-ratio estimation for robust distribution comparison.
+    Without a unit.
+
+    Source: Yamada et al. 2011, arXiv:1106.4729.
     """
     ratio = class_means(jnp.exp(log_ratio), desirable, weight).preferred
     square = normalisation(2 * log_ratio, desirable, weight, alpha=alpha)
@@ -230,6 +271,8 @@ def jensen_shannon(
     """Jensen-Shannon divergence of p+ and the reference, log 2 - J / 2, in nats, if r is the relative ratio.
 
     J is the logistic objective in class means, whatever the share of the classes here.
+
+    Source: Nowozin et al. 2016, arXiv:1606.00709 (the divergence as the optimum of the logistic objective).
     """
     attract = class_means(jax.nn.softplus(-log_ratio), desirable, weight).preferred
     spread = class_means(jax.nn.softplus(log_ratio), desirable, weight)

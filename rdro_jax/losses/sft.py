@@ -14,6 +14,8 @@ def sft(policy_logps: Float[Array, "examples"], lengths: Int[Array, "examples"])
 
     Weighted by `lengths` the batch loss is the token-weighted mean over the global batch.
 
+    Source: maximum likelihood; as a stage before alignment Ouyang et al. 2022, arXiv:2203.02155.
+
     >>> import jax.numpy as jnp
     >>> policy, tokens = jnp.array([-12.0, -9.5]), jnp.array([6, 4])
     >>> [f"{value:.3f}" for value in sft(policy, tokens)]  # nats per token

@@ -221,7 +221,9 @@ def output_embedding(params: Params, config: ModelConfig) -> Float[Array, "vocab
 
 
 def logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch d_model"]) -> Float[Array, "*batch vocab"]:
-    """Scores of every vocabulary word, float32. For training use the chunked log-probs: this array is large.
+    """Scores of every vocabulary word, in nats up to a constant, float32.
+
+    For training use the chunked log-probs: this array is large.
 
     >>> import jax, jax.numpy as jnp
     >>> shape = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=16)
