@@ -91,11 +91,52 @@ def test_command_lines_are_understood(page):
             assert parse(words).run, command
 
 
+def inline_commands(text: str) -> list[str]:
+    """What stands in backticks with at least one word of its own, a file or one in capitals for any."""
+    spans = (" ".join(span.split()) for span in re.findall(r"`(rdro (?!error)[^`]+)`", text))
+    return [
+        span for span in spans if " ... " not in span and re.match(r"rdro [a-z][\w-]*( \S+)* \S*([/.]|[A-Z]{2})", span)
+    ]
+
+
+def test_commands_within_a_line_are_understood():
+    pages = {page: text for page, text in TEXTS.items() if page != "docs/changelog.md"}  # names options by themselves
+    found = [command for text in pages.values() for command in inline_commands(text)]
+    assert len(found) > 12
+    for command in found:
+        assert parse(shlex.split(command.removesuffix("..."))[1:]).run, command
+
+
+HEADERS = {path: path.read_text() for path in sorted((ROOT / "configs").rglob("*.yaml"))}
+HEADERS = {path: text for path, text in HEADERS.items() if "# Command:" in text}
+
+
+def header_commands(text: str) -> list[str]:
+    """Lines from `# Command:` to the next word with a colon; two blanks part a command from what is said of it."""
+    block = re.search(r"^# Command:(.*?)^(?!#  )", text, re.M | re.S).group(1)
+    lines = [re.split(r"  |, then | > ", line.lstrip("# ")) for line in block.splitlines()]
+    return [part for parts in lines for part in parts if part.startswith(("rdro ", "make "))]
+
+
+@pytest.mark.parametrize("path", HEADERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_of_recipe_headers_are_understood(path):
+    commands = header_commands(HEADERS[path])
+    assert commands
+    for command in commands:
+        program, *words = shlex.split(command)
+        if program == "rdro":
+            assert parse(words).run, command
+        named = [word for word in words if word.startswith("configs/")]
+        assert all((ROOT / word).is_file() for word in named), command
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    lines = "\n".join(line for text in TEXTS.values() for line in commands_of(text))
-    asked = set(re.findall(r"^make ([a-z-]+)", lines, re.M))
-    assert len(asked) > 4
+    lines = [line for text in TEXTS.values() for line in commands_of(text)]
+    lines += [span for text in TEXTS.values() for span in re.findall(r"`(make [^`]+)`", text)]
+    lines += [command for text in HEADERS.values() for command in header_commands(text)]
+    asked = {found.group(1) for found in map(re.compile(r"make ([a-z-]+)").match, lines) if found}
+    assert len(asked) > 15
     assert asked <= targets
 
 

@@ -23,26 +23,43 @@ from rdro_jax.models import init_params, load_model, save_model
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-RUN_BY_CI = {"make quickstart", "make test"}
+STAGES = re.search(r"for stage in (.*); do", (ROOT / ".ci" / "run").read_text()).group(1).split()
 
 ELSEWHERE = {
-    r"make (setup|lint|test|parity|quickstart)": ".ci/run",
-    r"make docs": "tests/test_site.py",
-    r"make bench": "tests/test_benchmarks.py",
-    r"\S+/python benchmarks/model_memory.py": "benchmarks/model_memory.py",  # gigabytes: by hand only
-    r"\S+/python benchmarks/generation.py": "benchmarks/generation.py",  # minutes beside torch: by hand only
-    r"pip install|export PYTHONPATH": "Makefile",  # what `make plans` does
-    r"rdro plan": "tests/plan/test_plan.py",
-    r"rdro eval (lm|alpaca|mt-bench|judge)": "tests/evaluate",
-    r"rdro train .*lora": "tests/train/test_lora_run.py",
-    r"rdro generate .*--chat": "tests/test_chat_command.py",
-    r"rdro prepare .*--reference": "tests/train/test_loop.py",
-    r"rdro report .*runs/kto": "tests/report/test_page.py",
-    r"rdro study": "tests/study/test_run.py",
-    r"rdro sweep": "tests/sweep/test_sweep.py",
-    r"rdro launch": "tests/launch/test_launch.py",
+    r"make docs": "tests/test_site.py::test_site_builds_without_a_warning",
+    r"make bench$": "tests/test_benchmarks.py::test_every_figure_is_written",
+    r"rdro plan .*--estimate": "tests/test_readme.py::test_estimates_are_given_for_the_recipes_as_they_are",
+    r"rdro plan (?!.*--estimate)": "tests/plan/test_plan.py::test_the_planned_program_is_the_one_a_run_compiles",
+    r"rdro eval alpaca": "tests/evaluate/test_outputs.py::test_alpaca_rows_are_in_order_and_keep_their_data_set",
+    r"rdro eval mt-bench": "tests/evaluate/test_outputs.py::"
+    "test_the_second_turn_sees_the_first_answer_at_the_category_s_temperature",
+    r"rdro eval judge": "tests/evaluate/test_judges.py::"
+    "test_the_command_compares_files_with_a_judge_of_the_working_directory",
+    r"rdro train (?!--smoke).*lora\.": "tests/train/test_lora_run.py::test_a_run_leaves_a_merged_model_and_an_adapter",
+    r"rdro generate .*--chat": "tests/test_chat_command.py::test_each_turn_sees_what_was_said",
+    r"rdro prepare .*--reference": "tests/train/test_loop.py::test_reference_log_probs_are_computed_once",
+    r"rdro report .*runs/kto": "tests/report/test_page.py::test_summary_and_what_differs_in_the_configs",
+    r"rdro study": "tests/study/test_run.py::test_study_reaches_its_figures",
+    r"rdro sweep .*--dry-run": "tests/sweep/test_sweep.py::test_dry_run_prints_the_command_of_every_run",
+    r"rdro sweep .*--status": "tests/sweep/test_sweep.py::test_status_shows_every_trial",
+    r"rdro sweep .*--retry-failed": "tests/sweep/test_sweep.py::"
+    "test_a_failed_trial_is_told_never_restarted_and_tried_again_when_asked",
+    r"rdro sweep \S+$": "tests/sweep/test_sweep.py::test_seeds_give_a_mean_with_an_interval_and_the_best_config_loads",
+    r"rdro launch": "tests/launch/test_launch.py::test_dry_run_prints_the_run_s_command",
 }
-"""Commands that need more than the reader's folder here has -> what runs them, on other files or machines."""
+"""Commands that need more than the reader's folder here has -> the test that runs them, on other files or machines."""
+
+BY_HAND = {
+    r"rdro eval lm": "downloads the benchmarks; `make parity` compares the model class it hands over",
+    r"make (smoke|sweep-study|sweep-faults|bench-trl)": "minutes to a quarter of an hour",
+    r"make plans|pip install|export PYTHONPATH": "XLA's GPU compiler: gigabytes, beside an environment of its own",
+    r"python -m benchmarks\.head": "figures of a machine; the tests of benchmarks run its parts in small",
+    r"\S+/python benchmarks/model_memory.py": "gigabytes",
+    r"\S+/python benchmarks/generation.py": "minutes, beside torch",
+    r"python launch/render.py": "writes into launch/; a test compares what stands there with what it would write",
+    r"make help": "prints the targets",
+}
+"""Commands that nothing in `.ci/run` runs -> why not. test_pages.py parses them, or looks up their target."""
 
 SMALL = {"max_length: 2048": "max_length: 64", "batch_size: 32": "batch_size: 8", "bfloat16": "float32", "full": "none"}
 """What the recipes say at the size of a model -> the same at the size of a test."""
@@ -59,14 +76,29 @@ def blocks(language: str, page: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
 
 
+def inline(page: str) -> list[str]:
+    """Commands in backticks with all their words: names of commands and those with words in capitals are not whole."""
+    spans = [" ".join(span.split()) for span in re.findall(r"`((?:rdro|make|python) [^`]+)`", page)]
+    return [
+        span for span in spans if span.startswith("make ") or re.match(r"(rdro \S+|python) [^A-Z]*[/.][^A-Z]*$", span)
+    ]
+
+
 def commands() -> list[str]:
-    """Those of the README in its order, then what the pages add."""
-    lines = [line for page in (README, *PAGES.values()) for block in blocks("sh", page) for line in block.splitlines()]
+    """Those of the README in its order, then what the pages add, then what stands within a line."""
+    pages = [README, *PAGES.values()]
+    lines = [line for page in pages for block in blocks("sh", page) for line in block.splitlines()]
+    lines += [line for page in pages for line in inline(page)]
     return list(dict.fromkeys(line.partition("  #")[0].strip() for line in lines))
 
 
+def stage_of_ci(command: str) -> bool:
+    words = command.split()
+    return words[0] == "make" and words[1] in STAGES
+
+
 def runs_here(command: str) -> bool:
-    return not any(re.match(pattern, command) for pattern in ELSEWHERE)
+    return not stage_of_ci(command) and not any(re.match(pattern, command) for pattern in ELSEWHERE | BY_HAND)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +153,13 @@ def test_commands_end_in_an_aligned_model(outputs, folder):
     assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, base))
 
 
+def test_estimates_are_given_for_the_recipes_as_they_are(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    asked = [command for command in commands() if "--estimate" in command]
+    assert len(asked) > 1
+    assert all("fits by the estimate" in run_command(command) for command in asked)
+
+
 def test_eval_prints_figures(outputs):
     [printed] = [text for command, text in outputs.items() if command.startswith("rdro eval")]
     assert isinstance(json.loads(printed), dict)
@@ -168,18 +207,25 @@ def test_python_snippets_run(outputs, folder, monkeypatch):
 
 
 def test_commands_that_are_not_run_here_are_run_elsewhere():
-    for pattern, place in ELSEWHERE.items():
-        assert (ROOT / place).exists()
+    for test in ELSEWHERE.values():
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), test
+    for pattern in ELSEWHERE | BY_HAND:
         assert any(re.match(pattern, command) for command in commands()), pattern
-    assert sum(map(runs_here, commands())) > 12
+    assert sum(map(runs_here, commands())) > 15
+
+
+def test_commands_within_a_line_are_found():
+    found = inline(
+        "Ask `rdro plan configs/rdro.yaml\n--topology v5e:4x4` or `make docs`, not `rdro plan` or `rdro eval MODEL`."
+    )
+    assert found == ["rdro plan configs/rdro.yaml --topology v5e:4x4", "make docs"]
 
 
 def test_long_commands_are_run_by_ci():
-    script = (ROOT / ".ci" / "run").read_text()
-    stages = re.search(r"for stage in (.*); do", script).group(1).split()
-    assert {f"make {stage}" for stage in stages} >= RUN_BY_CI
+    assert {"setup", "lint", "test", "parity", "faults", "quickstart"} <= set(STAGES)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-    assert set(stages) <= set(targets)
+    assert set(STAGES) <= set(targets)
 
 
 def test_exit_codes_are_those_of_the_code():
