@@ -1,19 +1,20 @@
 """`rdro train --smoke`: what it replaces, what it keeps, and that recipes run by it. `make smoke` runs all of them."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+from recipes import CONFIGS, RECIPES
 
 from rdro_jax import cli
 from rdro_jax.config import load_config
 from rdro_jax.data import Source
 from rdro_jax.models import ModelConfig
-from rdro_jax.smoke.run import shrink
+from rdro_jax.smoke.run import shrink, smoke
 from rdro_jax.smoke.standins import tiny_like, write_rows
+from rdro_jax.sweep.spec import load_sweep
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("paper/*.yaml"), *CONFIGS.glob("two-stage/*.yaml")])
 CHEAP = ("model.compute_dtype=float32", "model.remat=none", "num_microbatches=1")
 """What a compile costs most by; `make test` runs one recipe, without these."""
 
@@ -29,6 +30,24 @@ def test_recipe_runs(recipe, changes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--smoke", str(recipe), *changes]) == 0
     assert "3 steps of" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def paper_grid():
+    """Configs of the paper's sweep that together show each loss, model and data set of it."""
+    sweep, seen = load_sweep(CONFIGS / "sweeps" / "paper.yaml"), set()
+    for point in sweep.space.probes():
+        if not seen >= point.items():
+            seen |= point.items()
+            name = "-".join(Path(str(point[key])).stem for key in ("loss.name", "model.path", "base"))
+            yield pytest.param(sweep.config(point), id=name)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("config", list(paper_grid()))
+def test_the_papers_grid_runs(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert math.isfinite(smoke(config))
     assert list(tmp_path.iterdir()) == []
 
 
