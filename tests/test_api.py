@@ -110,9 +110,8 @@ LOSS_FUNCTIONS = {sys.modules[kind.__module__].__dict__[kind().name] for kind in
 NO_FORMULA_OF_OTHERS = {"mean", "class_means", "class_quantiles", "normalisation", "alpha_hat", "loss_floor"}
 """Diagnostics that are plain arithmetic, or follow from RDRO's own objective in a line or two."""
 SOURCE = re.compile(r"Source[\w ]*:[^>]+? (1[89]|20)\d\d,")
-UNIT = re.compile(
-    r"\bin the unit\b|\b[Ww]ithout (a )?unit\b|\bnats\b|\bseconds\b|\bbytes\b|\b[Ss]hare\b|\bprobabilit(y|ies)\b|\bsteps?\b"
-)
+UNITS = ("in the unit", "[Ww]ithout (a )?unit", "nats", "seconds", "bytes", "[Ss]hare", "probabilit(y|ies)", "steps?")
+UNIT = re.compile(rf"\b({'|'.join(UNITS)})\b")
 NO_UNIT = {f"rdro_jax.models.decoder.{name}" for name in ("forward", "forward_cached", "output_embedding")}
 """What returns hidden states or weights, of which no one asks the unit."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from rdro_jax.data import DataConfig, Examples, check_words, load_examples, load_tokenizer
 from rdro_jax.evaluate.onpolicy import on_policy
 from rdro_jax.losses import RDRO
-from rdro_jax.models import load_config, load_model
+from rdro_jax.models import load_model, load_model_config
 from rdro_jax.parallel import MeshConfig, make_mesh, rows_sharding
 from rdro_jax.train.dataset import HeldoutSet
 from rdro_jax.train.heldout import heldout_intervals, heldout_metrics, heldout_pictures
@@ -38,7 +38,7 @@ def evaluate(
     """
     config = DataConfig(train=str(data), max_length=max_length, slots=slots)
     examples = load_examples(str(data), load_tokenizer(str(model)), config)
-    check_words(examples.tokens, {str(folder): load_config(folder).vocab_size for folder in (model, reference)})
+    check_words(examples.tokens, {str(folder): load_model_config(folder).vocab_size for folder in (model, reference)})
     logps = {
         folder: folder_logps(folder, examples, max_length=max_length, slots=slots) for folder in (model, reference)
     }

@@ -5,7 +5,7 @@ its hyper-parameters applied. The union type `Loss` is the registry: config load
 """
 
 from rdro_jax.losses import diagnostics
-from rdro_jax.losses.base import LossBase, LossFunction, LossInputs, Weighted
+from rdro_jax.losses.base import LossBase, LossInputs, Weighted
 from rdro_jax.losses.bco import BCO, bco, udm_weights
 from rdro_jax.losses.cpo import CPO, cpo
 from rdro_jax.losses.ddro import DDRO, ddro
@@ -33,7 +33,6 @@ __all__ = [
     "HeadSplit",
     "Loss",
     "LossBase",
-    "LossFunction",
     "LossInputs",
     "SimPO",
     "Weighted",

@@ -124,7 +124,3 @@ class LossBase:
     def __call__(self, x: LossInputs) -> Weighted:
         """Return one value and one weight per example, never reduced; `x.statistics` is what `statistics` gave."""
         raise NotImplementedError
-
-
-LossFunction = LossBase
-"""A loss as the train step sees it."""

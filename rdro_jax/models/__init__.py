@@ -13,7 +13,7 @@ from rdro_jax.models.decoder import (
     output_embedding,
 )
 from rdro_jax.models.families import FAMILIES
-from rdro_jax.models.hf import load_config, load_model
+from rdro_jax.models.hf import load_model, load_model_config
 from rdro_jax.models.lora import Adapters, LoraConfig, abstract_adapters, adapt, init_adapters, merge
 from rdro_jax.models.peft import load_adapter_config, load_adapters, save_adapters
 from rdro_jax.models.presets import load_preset
@@ -39,8 +39,8 @@ __all__ = [
     "init_params",
     "load_adapter_config",
     "load_adapters",
-    "load_config",
     "load_model",
+    "load_model_config",
     "load_preset",
     "logits",
     "merge",

@@ -49,7 +49,7 @@ def load_model(
     >>> folder.cleanup()
     """
     folder = model_folder(directory)
-    config = load_config(folder)
+    config = load_model_config(folder)
     tensors = open_tensors(folder)
     _drop_redundant(tensors, config)
     table, shapes = weight_table(config), flatten(abstract_params(config, dtype=dtype))
@@ -71,7 +71,7 @@ def _progress(title: str, total: int) -> Iterator[Advance]:
         yield lambda count: bar.advance(task, count)
 
 
-def load_config(directory: str | Path) -> ModelConfig:
+def load_model_config(directory: str | Path) -> ModelConfig:
     """The architecture in a folder's config.json, end-of-text tokens from generation_config.json where it has them.
 
     Raises:

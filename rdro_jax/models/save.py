@@ -24,7 +24,7 @@ from rdro_jax.models.config import ModelConfig
 from rdro_jax.models.decoder import Params, abstract_params
 from rdro_jax.models.families import FAMILIES, weight_table
 from rdro_jax.models.folder import INDEX, WEIGHTS, Entry, open_tensors, write_tensors
-from rdro_jax.models.hf import load_config
+from rdro_jax.models.hf import load_model_config
 from rdro_jax.models.weights import Weight, flatten
 
 SHARD_BYTES = 5_000_000_000
@@ -105,7 +105,7 @@ def _check_leaves(leaves: dict[str, Any], config: ModelConfig) -> None:
 
 def _check_base(base: Path, config: ModelConfig) -> None:
     """Raise where the copied config.json would describe other weights than those saved beside it."""
-    found = replace(load_config(base), **{name: getattr(config, name) for name in NOT_SAVED})
+    found = replace(load_model_config(base), **{name: getattr(config, name) for name in NOT_SAVED})
     differing = [name for name in vars(config) if getattr(found, name) != getattr(config, name)]
     if differing:
         name = differing[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rdro_jax.config import Config
-from rdro_jax.models import ModelConfig, load_config, load_preset
+from rdro_jax.models import ModelConfig, load_model_config, load_preset
 from rdro_jax.models.backends import suited_backend
 from rdro_jax.models.flops import StepFlops, step_flops
 from rdro_jax.parallel import Placed, check_rows, layout, make_mesh
@@ -100,7 +100,7 @@ def make_plan(config: Config, topology: Topology, *, compiling: bool = True) -> 
 def planned_model(config: Config, platform: str, context: int) -> ModelConfig:
     """The architecture of `model.path`, a folder with config.json or a preset, computing on rows cut in so many."""
     path = Path(config.model.path)
-    model = computing_as(load_preset(path) if path.suffix == ".yaml" else load_config(path), config.model)
+    model = computing_as(load_preset(path) if path.suffix == ".yaml" else load_model_config(path), config.model)
     if model.attention != "auto":
         return model
     backend = suited_backend(model, config.data.max_length // context, platform)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rdro_jax.data import Source
-from rdro_jax.models import ModelConfig, RopeConfig, init_params, load_config, load_preset, save_model
+from rdro_jax.models import ModelConfig, RopeConfig, init_params, load_model_config, load_preset, save_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
@@ -50,7 +50,7 @@ def tiny_like(path: str) -> ModelConfig:
     if path.endswith(".yaml"):
         return _shrink(load_preset(path))
     if (Path(path) / "config.json").is_file():
-        return _shrink(load_config(path))
+        return _shrink(load_model_config(path))
     return next((model for name, model in BY_NAME.items() if name in path.lower()), LLAMA)
 
 

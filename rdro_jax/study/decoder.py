@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float64
 
 from rdro_jax.batch import Batch
 from rdro_jax.data import pack_batch, plan_rows, token_examples
-from rdro_jax.losses import RDRO, SFT, LossFunction, LossInputs, Weighted
+from rdro_jax.losses import RDRO, SFT, LossBase, LossInputs, Weighted
 from rdro_jax.models import ModelConfig, init_params
 from rdro_jax.optim import OptimizerConfig, make_optimizer
 from rdro_jax.study.report import Options
@@ -125,7 +125,7 @@ def weights_of(task: Task, shares: Shares) -> Float[np.ndarray, "runs rows slots
 
 def align(
     task: Task,
-    loss: LossFunction,
+    loss: LossBase,
     params: Any,
     shares: Shares,
     reference_logps: Float[Array, "runs rows slots"] | None = None,

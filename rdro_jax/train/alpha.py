@@ -10,7 +10,7 @@ from rdro_jax.losses import RDRO, Loss
 from rdro_jax.parallel import from_first
 from rdro_jax.run_files import ALPHA_FILE
 from rdro_jax.train.console import say
-from rdro_jax.train.dataset import HeldoutSet, evaluate
+from rdro_jax.train.dataset import HeldoutSet, evaluate_policy
 from rdro_jax.train.policy import Policy
 from rdro_jax.train.run import RunFolder, write_json
 from rdro_jax.train.trained import starting_params
@@ -39,7 +39,7 @@ def resolve_loss(config: Config, run: RunFolder, policy: Policy, share: float, h
 def _estimate(config: Config, policy: Policy, share: float, heldout: HeldoutSet | None) -> dict[str, Any]:
     """alpha_hat of the starting policy with its interval. Raises: ConfigError where the interval leaves (0, 1)."""
     params = starting_params(config, policy)
-    evaluation = evaluate(config, policy, RDRO(alpha=share), params, (), heldout)
+    evaluation = evaluate_policy(config, policy, RDRO(alpha=share), params, (), heldout)
     assert evaluation is not None, "the config asks for held-out rows beside loss.alpha: estimate"
     metrics = evaluation.metrics
     value, low, high = (metrics[f"eval_alpha_hat/{name}"] for name in ("value", "low", "high"))

@@ -179,7 +179,7 @@ class Evaluation(NamedTuple):
     """Histograms and curves: `train.heldout.heldout_pictures`."""
 
 
-def evaluate(
+def evaluate_policy(
     config: Config,
     policy: Policy,
     loss: LossBase,

@@ -25,7 +25,7 @@ from rdro_jax.train.compiling import compile_step, keep_programs
 from rdro_jax.train.console import progress, say
 from rdro_jax.train.dataset import (
     check_reference_logps,
-    evaluate,
+    evaluate_policy,
     make_heldout_set,
     make_training_loader,
     reference_model,
@@ -140,7 +140,7 @@ def _train(config: Config, policy: Policy, deadline: float | None) -> RunResult:
         between = Between(
             config=config,
             run_dir=run.path,
-            judge=lambda state, go_on: evaluate(
+            judge=lambda state, go_on: evaluate_policy(
                 config, policy, loss, policy_params(config, state), state.running, heldout, go_on
             ),
             publish=partial(export_step, config, policy, run),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from rdro_jax.batch import Batch
 from rdro_jax.config import Config, ModelSource
 from rdro_jax.losses import HeadSplit, completion_logps_from_hidden
-from rdro_jax.models import ModelConfig, Params, abstract_params, forward, load_config, output_embedding
+from rdro_jax.models import ModelConfig, Params, abstract_params, forward, load_model_config, output_embedding
 from rdro_jax.models.attention import attend_packed
 from rdro_jax.parallel import (
     ROWS,
@@ -84,7 +84,7 @@ def make_policy(directory: str | Path, mesh: Mesh, source: ModelSource | None = 
 
     Raises: `ConfigError` where heads or parameters do not divide over the mesh, `WeightError` for an unusable folder.
     """
-    model = load_config(directory)
+    model = load_model_config(directory)
     return policy_of(model if source is None else computing_as(model, source), mesh)
 
 

@@ -19,7 +19,7 @@ from rdro_jax.config import Config
 from rdro_jax.data import Examples, check_words, prepare, shared_prompts
 from rdro_jax.errors import ConfigError, StorageError
 from rdro_jax.losses import LossBase
-from rdro_jax.models import load_config as load_model_config
+from rdro_jax.models import load_model_config
 from rdro_jax.parallel import from_first, is_first
 from rdro_jax.run_files import (
     ALPHA_FILE,

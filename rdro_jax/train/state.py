@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from rdro_jax.batch import Batch
-from rdro_jax.losses import LossFunction
+from rdro_jax.losses import LossBase
 from rdro_jax.parallel import on_host, param_shardings, replicated
 
 
@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
     """Parameters that are read and never changed (the base of adapters); () where all are trained."""
 
 
-def init_state(params: Any, loss: LossFunction, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Any, loss: LossBase, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first step.
 
     >>> import jax, optax, rdro_jax as rj
@@ -56,7 +56,7 @@ def state_items(state: TrainState) -> dict[str, Any]:
 
 def state_shardings(
     abstract_params: Any,
-    loss: LossFunction,
+    loss: LossBase,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from rdro_jax.batch import Batch
-from rdro_jax.losses import LossFunction, LossInputs, completion_lengths
+from rdro_jax.losses import LossBase, LossInputs, completion_lengths
 from rdro_jax.train.metrics import batch_metrics
 from rdro_jax.train.state import TrainState
 
@@ -23,7 +23,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 def make_train_step(
     forward: Forward,
-    loss: LossFunction,
+    loss: LossBase,
     optimizer: optax.GradientTransformation,
     *,
     num_microbatches: int = 1,
@@ -78,7 +78,7 @@ def make_train_step(
     return train_step
 
 
-def _make_gradients(forward: Forward, loss: LossFunction, num_microbatches: int):
+def _make_gradients(forward: Forward, loss: LossBase, num_microbatches: int):
     """(params, batch, running) -> ((gradients, sums), running, (log-probs of the batch, statistics)), all undivided."""
     own_statistics = num_microbatches == 1 or loss.statistics_scope == "microbatch"
     other_logps, statistics = _make_statistics(forward, loss)
@@ -125,7 +125,7 @@ def _make_gradients(forward: Forward, loss: LossFunction, num_microbatches: int)
     return summed
 
 
-def _make_statistics(forward: Forward, loss: LossFunction):
+def _make_statistics(forward: Forward, loss: LossBase):
     """What couples examples: the log-probs of mismatched rows, and the loss' statistics; no gradient flows."""
 
     def other_logps(params, batch):

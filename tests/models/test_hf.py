@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from rdro_jax.errors import StorageError, WeightError
-from rdro_jax.models import ModelConfig, MoEConfig, RopeConfig, arrays, load_config, load_model, save, save_model
+from rdro_jax.models import ModelConfig, MoEConfig, RopeConfig, arrays, load_model, load_model_config, save, save_model
 from rdro_jax.models.decoder import abstract_params
 from rdro_jax.models.families import weight_table
 from rdro_jax.models.folder import Tensor
@@ -220,23 +220,23 @@ def test_other_files_of_the_target_stay(folder):
 
 
 def test_stop_tokens_come_from_generation_config_first(folder):
-    assert load_config(folder).eos_token_ids == (3, 5)
+    assert load_model_config(folder).eos_token_ids == (3, 5)
     (folder / "generation_config.json").write_text('{"eos_token_id": [9, 8]}')
-    assert load_config(folder).eos_token_ids == (9, 8)
+    assert load_model_config(folder).eos_token_ids == (9, 8)
     (folder / "generation_config.json").write_text("{}")
-    assert load_config(folder).eos_token_ids == (3, 5)
+    assert load_model_config(folder).eos_token_ids == (3, 5)
 
 
 def test_both_spellings_of_rope_read_alike(folder):
-    before = load_config(folder)
+    before = load_model_config(folder)
     raw = json.loads((folder / "config.json").read_text())
     raw["dtype"] = raw.pop("torch_dtype")
     raw["rope_parameters"] = raw.pop("rope_scaling") | {"rope_theta": raw.pop("rope_theta")}
     (folder / "config.json").write_text(json.dumps(raw))
-    assert load_config(folder) == before
+    assert load_model_config(folder) == before
     raw["rope_parameters"]["type"] = raw["rope_parameters"].pop("rope_type")  # as old Llama 3.1 files have it
     (folder / "config.json").write_text(json.dumps(raw))
-    assert load_config(folder) == before
+    assert load_model_config(folder) == before
 
 
 def test_absent_settings_mean_what_transformers_means(folder):
@@ -244,14 +244,14 @@ def test_absent_settings_mean_what_transformers_means(folder):
     for name in ("head_dim", "num_key_value_heads", "rope_theta", "rope_scaling", "rms_norm_eps", "eos_token_id"):
         del raw[name]
     (folder / "config.json").write_text(json.dumps(raw))
-    config = load_config(folder)
+    config = load_model_config(folder)
     assert (config.head_dim, config.n_kv_heads, config.rope, config.rms_norm_eps) == (4, 4, RopeConfig(), 1e-6)
     assert config.eos_token_ids == ()
 
 
 def test_a_window_that_is_switched_off_is_fine(folder):
     edit_json(folder / "config.json", use_sliding_window=False, sliding_window=4096, max_window_layers=0)
-    assert load_config(folder) == LLAMA
+    assert load_model_config(folder) == LLAMA
 
 
 @pytest.mark.parametrize(
