@@ -35,6 +35,7 @@ ELSEWHERE = {
     "test_the_second_turn_sees_the_first_answer_at_the_category_s_temperature",
     r"rdro eval judge": "tests/evaluate/test_judges.py::"
     "test_the_command_compares_files_with_a_judge_of_the_working_directory",
+    r"rdro train --smoke": "tests/smoke/test_smoke.py::test_recipe_runs",
     r"rdro train (?!--smoke).*lora\.": "tests/train/test_lora_run.py::test_a_run_leaves_a_merged_model_and_an_adapter",
     r"rdro generate .*--chat": "tests/test_chat_command.py::test_each_turn_sees_what_was_said",
     r"rdro prepare .*--reference": "tests/train/test_loop.py::test_reference_log_probs_are_computed_once",
@@ -51,7 +52,7 @@ ELSEWHERE = {
 
 BY_HAND = {
     r"rdro eval lm": "downloads the benchmarks; `make parity` compares the model class it hands over",
-    r"make (smoke|sweep-study|sweep-faults|bench-trl)": "minutes to a quarter of an hour",
+    r"make (smoke|sweep-study|sweep-faults|bench-trl|wheel-check)": "minutes to a quarter of an hour",
     r"make plans|pip install|export PYTHONPATH": "XLA's GPU compiler: gigabytes, beside an environment of its own",
     r"python -m benchmarks\.head": "figures of a machine; the tests of benchmarks run its parts in small",
     r"\S+/python benchmarks/model_memory.py": "gigabytes",
