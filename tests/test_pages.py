@@ -130,6 +130,13 @@ def test_commands_of_recipe_headers_are_understood(path):
         assert all((ROOT / word).is_file() for word in named), command
 
 
+def test_links_to_other_projects_are_pinned():
+    """To a commit or a release: a line of a branch shows something else tomorrow."""
+    links = re.findall(r"^\[[\w-]+\]: (\S+)$", TEXTS["docs/comparison.md"], re.M)
+    assert len(links) > 30
+    assert [link for link in links if not re.search(r"/(blob|tree)/([0-9a-f]{40}|v[\d.]+)/|/v[\d.]+/", link)] == []
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     lines = [line for text in TEXTS.values() for line in commands_of(text)]
