@@ -21,7 +21,7 @@ from rdro_jax.run_files import (
     RESULT_FILE,
     SAMPLES_FILE,
     dotted,
-    read_metrics,
+    read_lines,
 )
 
 
@@ -123,7 +123,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _lines(path: Path) -> Sequence[Mapping[str, Any]] | None:
     """JSON objects of a file, one a line; None where there is no such file."""
-    return [line for line in read_metrics(path) if isinstance(line, dict)] if _readable(path) else None
+    return [*read_lines(path)] if _readable(path) else None
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:

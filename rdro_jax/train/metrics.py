@@ -157,7 +157,7 @@ class MetricsWriter:
     """Appends one JSON object per line to `metrics.jsonl`; a line is flushed as it is written."""
 
     def __init__(self, path: Path, *, resume_step: int, repeated: str | None = None):
-        """Keep the lines up to `resume_step`; later ones, and a torn last line, belong to work that is repeated.
+        """Keep the lines up to `resume_step`; later ones belong to work that is repeated.
 
         So do, of `resume_step` itself, lines of which all names begin with `repeated`.
         """

@@ -31,6 +31,7 @@ from rdro_jax.run_files import (
     LOSS_FILE,
     RESULT_FILE,
     dotted,
+    write_whole,
 )
 from rdro_jax.train.console import say
 from rdro_jax.train.mirror import pull
@@ -97,8 +98,8 @@ def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None, list[Tas
         else:  # what another run found or ended with is not this one's
             for name in (ALPHA_FILE, RESULT_FILE):
                 (path / name).unlink(missing_ok=True)
-        (path / CONFIG_FILE).write_text(config.to_yaml())
-        (path / ENVIRONMENT_FILE).write_text(json.dumps(environment(), indent=2))
+        write_whole(path / CONFIG_FILE, config.to_yaml())
+        write_whole(path / ENVIRONMENT_FILE, json.dumps(environment(), indent=2))
     except OSError as error:
         raise StorageError(f"output_dir: {path}: {error.strerror}; wanted a folder that can be written") from error
     return str(path), step or 0, meta and meta["window"], meta["owed"] if meta else []
@@ -225,10 +226,8 @@ def finished_metrics(run: RunFolder) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one move, so that a reader never sees half of one. Raises: `StorageError`."""
-    unfinished = path.with_suffix(".tmp")
     try:
-        unfinished.write_text(json.dumps(value, indent=2))
-        unfinished.replace(path)
+        write_whole(path, json.dumps(value, indent=2))
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}; free space and start again") from error
 
