@@ -40,7 +40,7 @@ def bench_checkpoint(size: Size) -> dict[str, float]:
             blocked.append(time.perf_counter() - start)
             writer.wait()
 
-        hashes = lambda: write_manifest(run, list_steps(run)[-1])  # noqa: E731
+        hashes = lambda: write_manifest(run, list_steps(run)[-1], {})  # noqa: E731
         costs = alternate({"step": compile_step(size, batch), "save": save, "hashes": hashes}, size.repeats)
     return {
         "megabytes": sum(leaf.nbytes for leaf in jax.tree.leaves(items)) / 1e6,

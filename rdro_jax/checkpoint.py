@@ -2,13 +2,14 @@
 
 Parameters, optimizer state and what else a state holds are separate items, so that the parameters can be restored
 alone; what is not an array (config) travels as the checkpoint's own metadata. Orbax restores a flipped bit in array
-data without a word: the manifest, `checkpoint-N.manifest.json`, has the size and the hash of every file, and a
-checkpoint counts once its manifest is there.
+data without a word: the manifest, `checkpoint-N.manifest.json`, has the size and the hash of every file and one of
+itself, and a checkpoint counts once its manifest is there. While it is being made, `checkpoint-N.saving` says so: a
+folder without a manifest and without that file is one whose manifest was lost.
 """
 
+import importlib.metadata
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -25,9 +26,16 @@ from pydantic import Field, PositiveInt
 
 from rdro_jax.errors import CheckpointError, StorageError
 from rdro_jax.parallel import is_first, path_name
+from rdro_jax.run_files import seal, unseal, write_whole
 
 HASH_BLOCK = 1 << 24
 """Bytes read at once for a hash."""
+VERSIONS = ("rdro_jax", "jax", "orbax-checkpoint")
+"""Packages whose versions a manifest names: those that decide what the files mean."""
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the names of folders that orbax has not finished, and of those being removed."""
+DAMAGED = ".damaged"
+"""Ends the name of the folder of a checkpoint that was passed over, until the next one is whole."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,7 @@ class CheckpointWriter:
         """What the last save took, from its begin to its manifest."""
         logging.getLogger("absl").addFilter(_is_news)
         if is_first():
-            for unfinished in run_dir.glob("checkpoint-*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            _clean(run_dir)
 
     def save(
         self, step: int, items: dict[str, Any], meta: dict[str, Any], metrics: Mapping[str, float | None] | None = None
@@ -77,25 +84,32 @@ class CheckpointWriter:
         self.wait()
         if is_first():
             _remove(self._run_dir, step)  # a damaged one that was passed over
+            _saving_path(self._run_dir, step).touch()
         path = str(checkpoint_path(self._run_dir, step))
         written = ocp.save_checkpointables_async(path, items, custom_metadata=meta)
-        self._pending = self._thread.submit(self._finish, step, written, metrics, time.monotonic())
+        told = {"metrics": metrics and dict(metrics), "config": _hash_config(meta), "arrays": _describe(items)}
+        self._pending = self._thread.submit(self._finish, step, written, told, time.monotonic())
 
-    def _finish(
-        self, step: int, written: ocp.AsyncResponse, metrics: Mapping[str, float | None] | None, begin: float
-    ) -> None:
+    def _finish(self, step: int, written: ocp.AsyncResponse, told: dict[str, Any], begin: float) -> None:
         """Wait for orbax, write the manifest, drop what is beyond the limit, copy what was made."""
         written.result()
         if not is_first():
             return
-        write_manifest(self._run_dir, step, metrics)
+        write_manifest(self._run_dir, step, told)
         self.seconds = time.monotonic() - begin
-        best = best_step(self._run_dir, self._config)
-        for old in list_steps(self._run_dir)[: -self._config.save_total_limit]:
-            if old != best:
-                _remove(self._run_dir, old)
+        _saving_path(self._run_dir, step).unlink(missing_ok=True)
+        self._prune()
         if self._copy is not None:
             self._copy(step)
+
+    def _prune(self) -> None:
+        """Keep the newest checkpoints and the best; what was set aside has got its successor."""
+        best = best_step(self._run_dir, self._config)
+        for old in _folder_steps(self._run_dir)[: -self._config.save_total_limit]:
+            if old != best:
+                _remove(self._run_dir, old)
+        for damaged in self._run_dir.glob(f"checkpoint-*{DAMAGED}"):
+            shutil.rmtree(damaged, ignore_errors=True)
 
     def wait(self) -> None:
         """Wait for the save under way. Raises `StorageError` if it failed."""
@@ -130,6 +144,31 @@ def manifest_path(run_dir: Path, step: int) -> Path:
     return run_dir.absolute() / f"checkpoint-{step}.manifest.json"
 
 
+def _saving_path(run_dir: Path, step: int) -> Path:
+    """File that says that the checkpoint of a step is being made."""
+    return run_dir.absolute() / f"checkpoint-{step}.saving"
+
+
+def _clean(run_dir: Path) -> None:
+    """Remove what a killed process left of checkpoints it was writing or removing."""
+    for saving in run_dir.glob("checkpoint-*.saving"):
+        step = int(saving.stem.removeprefix("checkpoint-"))
+        if not manifest_path(run_dir, step).exists():
+            shutil.rmtree(checkpoint_path(run_dir, step), ignore_errors=True)
+        saving.unlink(missing_ok=True)
+    for unfinished in run_dir.glob(f"checkpoint-*{UNFINISHED}*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for unwritten in run_dir.glob(".checkpoint-*.tmp"):
+        unwritten.unlink(missing_ok=True)
+
+
+def _folder_steps(run_dir: Path) -> list[int]:
+    """Steps that have a manifest, or a folder whose manifest was lost, oldest first."""
+    folders = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_dir.glob("checkpoint-*"))
+    lost = {int(match[1]) for match in folders if match and not _saving_path(run_dir, int(match[1])).exists()}
+    return sorted(lost | {*list_steps(run_dir)})
+
+
 def list_steps(run_dir: Path) -> list[int]:
     """Steps whose checkpoint is complete, oldest first: one that was being written has no manifest yet."""
     found = (manifest_step(path.name) for path in run_dir.glob("checkpoint-*"))
@@ -151,24 +190,35 @@ def best_step(run_dir: Path, config: CheckpointConfig) -> int | None:
 
 
 def _read_manifest(run_dir: Path, step: int) -> dict[str, Any]:
-    """The manifest of a step; empty where it cannot be read."""
+    """The manifest of a step; empty where it is not as it was written."""
     try:
-        manifest = json.loads(manifest_path(run_dir, step).read_text())
-    except (OSError, ValueError):
+        return unseal(manifest_path(run_dir, step).read_bytes()) or {}
+    except OSError:
         return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
-def write_manifest(run_dir: Path, step: int, metrics: Mapping[str, float | None] | None = None) -> None:
-    """Write sizes and hashes of the files of a checkpoint, and how good it is, in one move."""
-    folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
+def write_manifest(run_dir: Path, step: int, told: Mapping[str, Any]) -> None:
+    """Write sizes and hashes of the files of a checkpoint, and what is told of it, in one move.
+
+    The step is also the position in the data: batches are a function of it.
+    """
+    folder = checkpoint_path(run_dir, step)
     files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in _files(folder)}
-    unfinished = manifest.with_suffix(".tmp")
-    with unfinished.open("w") as file:
-        json.dump({"step": step, "metrics": metrics and dict(metrics), "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(manifest)
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    manifest = seal({"step": step, **told, "versions": versions, "files": files})
+    write_whole(manifest_path(run_dir, step), json.dumps(manifest, indent=1))
+
+
+def _describe(items: dict[str, Any]) -> dict[str, str]:
+    """Shape and type of every array, by its path: {'params/embed': 'float32[512,8]'}."""
+    return {
+        path_name(path): f"{leaf.dtype}{str([*leaf.shape]).replace(' ', '')}"
+        for path, leaf in jax.tree.leaves_with_path(items)
+    }
+
+
+def _hash_config(meta: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(meta.get("config"), sort_keys=True).encode())
 
 
 def find_fault(run_dir: Path, step: int) -> str | None:
@@ -176,7 +226,7 @@ def find_fault(run_dir: Path, step: int) -> str | None:
     folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
     wanted = _read_manifest(run_dir, step).get("files")
     if not isinstance(wanted, dict):
-        return f"{manifest}: not readable"
+        return f"{manifest}: {'not as it was written' if manifest.exists() else 'missing'}"
     found = {path.relative_to(folder).as_posix() for path in _files(folder)}
     for name in wanted.keys() - found:
         return f"{folder / name}: missing"
@@ -186,23 +236,42 @@ def find_fault(run_dir: Path, step: int) -> str | None:
     return None
 
 
-def sound_steps(run_dir: Path) -> tuple[int | None, list[str]]:
-    """The newest step whose checkpoint is as it was written, and the faults of the newer ones.
-
-    Raises `CheckpointError` where there are checkpoints and none is sound: nothing is overwritten then.
-    """
+def newest_sound(run_dir: Path) -> tuple[int | None, list[str]]:
+    """The newest step whose checkpoint is as it was written, None without one; the faults of the newer ones."""
     faults: list[str] = []
-    for step in reversed(list_steps(run_dir)):
+    for step in reversed(_folder_steps(run_dir)):
         fault = find_fault(run_dir, step)
         if fault is None:
             return step, faults
         faults.append(fault)
-    if faults:
+    return None, faults
+
+
+def sound_steps(run_dir: Path) -> tuple[int | None, list[str]]:
+    """What `newest_sound` finds.
+
+    Raises `CheckpointError` where there are checkpoints and none is sound: nothing is overwritten then.
+    """
+    step, faults = newest_sound(run_dir)
+    if step is None and faults:
         raise CheckpointError(
             f"{run_dir}: no checkpoint can be restored ({faults[0]}); bring the files back, or remove checkpoint-* to "
             "start anew"
         )
-    return None, []
+    return step, faults
+
+
+def set_aside(run_dir: Path, step: int) -> None:
+    """Give the checkpoints after a step other names: a run that goes on there has passed them over."""
+    for later in _folder_steps(run_dir):
+        if later > step:
+            folder, manifest = checkpoint_path(run_dir, later), manifest_path(run_dir, later)
+            aside = folder.with_name(f"{folder.name}{DAMAGED}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            folder.rename(aside)
+            if manifest.exists():
+                manifest.rename(aside / manifest.name)
 
 
 def load_meta(run_dir: Path, step: int) -> dict[str, Any]:
@@ -240,9 +309,14 @@ def _check_types(path: Path, abstract: dict[str, Any]) -> None:
 
 
 def _remove(run_dir: Path, step: int) -> None:
-    """Remove a checkpoint, its manifest first, so that a half-removed one does not count."""
-    manifest_path(run_dir, step).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint_path(run_dir, step), ignore_errors=True)
+    """Remove a checkpoint. Its folder gets another name first: what a kill leaves of it is not taken for one."""
+    folder, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
+    removed = folder.with_name(f"{folder.name}{UNFINISHED}-removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(removed)
+    manifest.unlink(missing_ok=True)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,20 +1,28 @@
 """Checkpoints: what is saved comes back bit for bit, a half-written one never counts, old ones go."""
 
+import itertools
+import json
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from rdro_jax import checkpoint
 from rdro_jax.checkpoint import (
     CheckpointConfig,
     CheckpointWriter,
     best_step,
     checkpoint_path,
+    find_fault,
     list_steps,
     load_items,
     load_meta,
     manifest_path,
+    set_aside,
     sound_steps,
 )
 from rdro_jax.errors import CheckpointError
@@ -47,9 +55,60 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     writer.wait()
     (tmp_path / "checkpoint-2.orbax-checkpoint-tmp-0").mkdir()
     (tmp_path / "checkpoint-3").mkdir()
-    assert list_steps(tmp_path) == [1]
+    (tmp_path / "checkpoint-3.saving").touch()
+    assert sound_steps(tmp_path) == (1, [])
     CheckpointWriter(tmp_path, CheckpointConfig())
-    assert not (tmp_path / "checkpoint-2.orbax-checkpoint-tmp-0").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-1.manifest.json"}
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_kill_at_any_moment_of_saving_and_pruning_leaves_two_sound_ones_and_no_rest(tmp_path, monkeypatch):
+    """Before every change of the folder's names, after the first two are saved."""
+    for after in itertools.count():
+        run = tmp_path / str(after)
+        run.mkdir()
+        writer = CheckpointWriter(run, CheckpointConfig())
+        for step in (1, 2):
+            writer.save(step, items(step / 3), {})
+        writer.wait()
+        left = [after]
+
+        def die(real, left=left):
+            def call(*args, **how):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return real(*args, **how)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("touch", "unlink", "rename", "replace"):
+                patch.setattr(Path, name, die(getattr(Path, name)))
+            patch.setattr(checkpoint.shutil, "rmtree", die(shutil.rmtree))
+            done = False
+            try:
+                writer.save(3, items(1.0), {})
+                writer.wait()
+                done = True
+            except Killed:
+                pass
+        step, faults = sound_steps(run)
+        assert step in (2, 3)
+        assert faults == []
+        assert sum(find_fault(run, step) is None for step in list_steps(run)) >= 2
+        writer = CheckpointWriter(run, CheckpointConfig())
+        for step in (3, 4):
+            writer.save(step, items(2.0), {})
+        writer.wait()
+        names = {f"checkpoint-{step}{end}" for step in (3, 4) for end in ("", ".manifest.json")}
+        assert {path.name for path in run.iterdir()} == names
+        if done:
+            break
+    assert after > 5
 
 
 @pytest.fixture
@@ -93,7 +152,57 @@ def test_any_damage_to_any_file_is_found_and_the_older_one_taken(two, damage):
 
 def test_a_damaged_manifest_is_a_fault_too(two):
     manifest_path(two, 2).write_text("{")
-    assert sound_steps(two) == (1, [f"{manifest_path(two, 2)}: not readable"])
+    assert sound_steps(two) == (1, [f"{manifest_path(two, 2)}: not as it was written"])
+    manifest_path(two, 2).unlink()
+    assert sound_steps(two) == (1, [f"{manifest_path(two, 2)}: missing"])
+    manifest_path(two, 1).unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be restored \(.*checkpoint-2.manifest.json: missing"):
+        sound_steps(two)
+
+
+def test_a_flipped_digit_of_a_metric_does_not_choose_the_best(tmp_path):
+    config = CheckpointConfig(metric_for_best_model="eval_loss", save_total_limit=3)
+    writer = CheckpointWriter(tmp_path, config)
+    for step, metric in ((1, 0.2), (2, 0.5)):
+        writer.save(step, items(step), {}, {"eval_loss": metric})
+    writer.wait()
+    file = manifest_path(tmp_path, 2)
+    file.write_text(file.read_text().replace("0.5", "0.1"))
+    assert best_step(tmp_path, config) == 1
+    assert find_fault(tmp_path, 2) == f"{file}: not as it was written"
+
+
+def test_the_manifest_says_what_the_checkpoint_is_of(two):
+    told = json.loads(manifest_path(two, 2).read_text())
+    assert told["step"] == 2
+    assert told["arrays"] == {
+        "params/kernel": "float32[3,2]",
+        "opt_state/0": "int32[4]",
+        "opt_state/1/mu": "float32[2]",
+    }
+    assert told["versions"]["jax"] == jax.__version__
+    writer = CheckpointWriter(two, CheckpointConfig())
+    for step, seed in ((3, 1), (4, 1), (5, 2)):
+        writer.save(step, items(1.0), {"config": {"seed": seed}})
+        writer.wait()
+        told[step] = json.loads(manifest_path(two, step).read_text())["config"]
+    assert told[3] == told[4] != told[5]
+
+
+def test_what_was_passed_over_is_set_aside_and_goes_when_the_next_one_is_whole(tmp_path):
+    writer = CheckpointWriter(tmp_path, CheckpointConfig())
+    for step in (6, 9):
+        writer.save(step, items(step), {})
+    writer.wait()
+    flip(next(file for file in checkpoint_path(tmp_path, 9).rglob("*") if file.is_file() and file.stat().st_size))
+    set_aside(tmp_path, 6)
+    assert list_steps(tmp_path) == [6]
+    assert (tmp_path / "checkpoint-9.damaged" / manifest_path(tmp_path, 9).name).exists()
+    writer = CheckpointWriter(tmp_path, CheckpointConfig())
+    writer.save(10, items(7.0), {})
+    writer.wait()
+    assert list_steps(tmp_path) == [6, 10]
+    assert not list(tmp_path.glob("*.damaged"))
 
 
 def test_where_all_are_damaged_nothing_is_overwritten(two):

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from filelock import FileLock, Timeout
 
-from rdro_jax.checkpoint import load_meta, sound_steps
+from rdro_jax.checkpoint import load_meta, set_aside, sound_steps
 from rdro_jax.config import Config
 from rdro_jax.data import Examples, check_words, prepare, shared_prompts
 from rdro_jax.errors import ConfigError, StorageError
@@ -93,8 +93,9 @@ def _open_run(config: Config) -> tuple[str, int, dict[str, Any] | None, list[Tas
         for fault in (*elsewhere, *faults):
             say(f"warning: {fault}; going back to an older checkpoint")
         meta = None if step is None else load_meta(path, step)
-        if meta is not None:
+        if step is not None and meta is not None:
             _check_same_run(f"output_dir: {path}", meta["config"], config)
+            set_aside(path, step)
         else:  # what another run found or ended with is not this one's
             for name in (ALPHA_FILE, RESULT_FILE):
                 (path / name).unlink(missing_ok=True)
