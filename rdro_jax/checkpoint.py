@@ -274,6 +274,13 @@ def set_aside(run_dir: Path, step: int) -> None:
                 manifest.rename(aside / manifest.name)
 
 
+def put_in_place(place: Path, run_dir: Path, step: int) -> None:
+    """Move a sound checkpoint from another folder of the same disk here, its manifest last."""
+    _remove(run_dir, step)
+    checkpoint_path(place, step).rename(checkpoint_path(run_dir, step))
+    manifest_path(place, step).replace(manifest_path(run_dir, step))
+
+
 def load_meta(run_dir: Path, step: int) -> dict[str, Any]:
     """What was saved beside the arrays. Raises: `CheckpointError` for a folder that is no checkpoint of ours."""
     meta = ocp.checkpointables_metadata(str(checkpoint_path(run_dir, step))).custom_metadata

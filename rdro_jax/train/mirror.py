@@ -1,5 +1,6 @@
 """A copy of a run's checkpoints in an object store, from which a machine that has none of them goes on."""
 
+import shutil
 from pathlib import Path
 from posixpath import basename
 from urllib.parse import urlsplit
@@ -7,12 +8,22 @@ from urllib.parse import urlsplit
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from rdro_jax.checkpoint import checkpoint_path, find_fault, list_steps, manifest_path, manifest_step
+from rdro_jax.checkpoint import (
+    checkpoint_path,
+    find_fault,
+    list_steps,
+    manifest_path,
+    manifest_step,
+    newest_sound,
+    put_in_place,
+)
 from rdro_jax.errors import CheckpointError, ConfigError, StorageError
 from rdro_jax.run_files import ALPHA_FILE, EVALUATIONS_FILE, METRICS_FILE
 
 BESIDE = (METRICS_FILE, EVALUATIONS_FILE, ALPHA_FILE)
 """What a run needs beside its checkpoints to end as if nothing had happened."""
+PULLED = ".pulled"
+"""Folder for checkpoints that are on their way here, until they are found to be as they were written."""
 
 
 def push(run_dir: Path, url: str, step: int) -> None:
@@ -34,30 +45,37 @@ def push(run_dir: Path, url: str, step: int) -> None:
 
 
 def pull(run_dir: Path, url: str) -> list[str]:
-    """Bring checkpoints and `BESIDE` here where `url` has newer ones; the faults of those not as they were written.
+    """Bring checkpoints and `BESIDE` here where `url` has newer ones than the newest sound one here.
 
-    Raises: CheckpointError where none of them is sound, ConfigError where the store cannot be used, StorageError where
-    it cannot be reached.
+    Returns the faults of those there that are not as they were written; they are left there. Raises: CheckpointError
+    where none is sound, ConfigError where the store cannot be used, StorageError where it cannot be reached.
     """
     store, folder = _open(url)
-    faults = []
+    faults, place = [], run_dir / PULLED
     try:
-        there, here = _steps(store, folder), list_steps(run_dir)
-        if max(there, default=0) <= max(here, default=0):
+        there, here = _steps(store, folder), newest_sound(run_dir)[0] or 0
+        if max(there, default=0) <= here:
             return []
         for name in BESIDE:  # before the newest checkpoint, with which a pull counts as done
             if store.exists(f"{folder}/{name}"):
                 store.get(f"{folder}/{name}", str(run_dir / name))
-        for step in sorted({*there} - {*here}):
-            place, manifest = checkpoint_path(run_dir, step), manifest_path(run_dir, step)
-            store.get(f"{folder}/{place.name}/", f"{place}/", recursive=True)
+        for step in sorted(there):
+            if step in list_steps(run_dir) and find_fault(run_dir, step) is None:
+                continue
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            there_folder, manifest = checkpoint_path(place, step), manifest_path(place, step)
+            store.get(f"{folder}/{there_folder.name}/", f"{there_folder}/", recursive=True)
             store.get(f"{folder}/{manifest.name}", str(manifest))
-            if fault := find_fault(run_dir, step):
-                manifest.unlink()
+            if fault := find_fault(place, step):
                 faults.append(f"{url}: {fault}")
+            else:
+                put_in_place(place, run_dir, step)
     except Exception as error:
         raise StorageError(f"checkpoint.mirror: {url}: cannot be read ({_brief(error)})") from error
-    if not list_steps(run_dir):
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if faults and not list_steps(run_dir):
         raise CheckpointError(
             f"{faults[0]}: no checkpoint can be restored; name another checkpoint.mirror to start anew"
         )
@@ -66,8 +84,11 @@ def pull(run_dir: Path, url: str) -> list[str]:
 
 def _open(url: str) -> tuple[AbstractFileSystem, str]:
     """The store of a URL and the folder in it. Raises: ConfigError."""
-    if "@" in urlsplit(url).netloc:  # the config is written into the run folder
-        raise ConfigError("checkpoint.mirror: got a URL with a user or password; wanted them in the environment")
+    parts = urlsplit(url)
+    if parts.scheme and ("@" in parts.netloc or parts.query):  # the config is written into the run folder
+        raise ConfigError(
+            "checkpoint.mirror: got a URL with a user, a password or a ?query; wanted those in the environment"
+        )
     try:
         store, folder = url_to_fs(url)
     except (ImportError, ValueError) as error:

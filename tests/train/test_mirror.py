@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rdro_jax.checkpoint import CheckpointConfig, CheckpointWriter, list_steps, sound_steps
+from rdro_jax.checkpoint import (
+    CheckpointConfig,
+    CheckpointWriter,
+    checkpoint_path,
+    list_steps,
+    manifest_path,
+    sound_steps,
+)
 from rdro_jax.config import load_config
 from rdro_jax.errors import CheckpointError, ConfigError, RestartWanted, StorageError
 from rdro_jax.run_files import ALPHA_FILE, METRICS_FILE, read_metrics
@@ -73,10 +80,42 @@ def test_the_newest_checkpoint_comes_last_so_that_a_pull_cut_short_begins_anew(m
     run, url = mirrored
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    monkeypatch.setattr(mirror, "find_fault", lambda _, step: pytest.fail("cut short") if step == 3 else None)
-    with pytest.raises(pytest.fail.Exception):
-        pull(elsewhere, url)
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "find_fault", lambda _, step: pytest.fail("cut short") if step == 3 else None)
+        with pytest.raises(pytest.fail.Exception):
+            pull(elsewhere, url)
+    assert list_steps(elsewhere) == [2]
+    assert pull(elsewhere, url) == []
     assert files(elsewhere) == files(run)
+
+
+@pytest.mark.parametrize("damage", ["a file", "a torn manifest", "no manifest", "every checkpoint"])
+def test_what_is_damaged_here_comes_back_from_the_copy(damage, mirrored):
+    run, url = mirrored
+    whole = files(run)
+    for step in (2, 3) if damage == "every checkpoint" else (3,):
+        file = next(path for path in checkpoint_path(run, step).rglob("*") if path.is_file() and path.stat().st_size)
+        if "manifest" in damage:
+            file = manifest_path(run, step)
+        raw = file.read_bytes()
+        file.write_bytes(raw[: len(raw) // 2])
+        if damage == "no manifest":
+            file.unlink()
+    assert pull(run, url) == []
+    assert files(run) == whole
+
+
+def test_what_is_damaged_here_and_there_stays_as_it_is(mirrored):
+    run, url = mirrored
+    store, folder = fsspec.core.url_to_fs(url)
+    for step in (2, 3):
+        manifest_path(run, step).write_text("{}")
+        store.pipe(f"{folder}/checkpoint-{step}.manifest.json", b"{}")
+    before = files(run)
+    assert len(pull(run, url)) == 2
+    assert files(run) == before
+    with pytest.raises(CheckpointError, match="no checkpoint can be restored"):
+        sound_steps(run)
 
 
 def test_what_was_being_copied_does_not_count(mirrored, tmp_path):
@@ -98,7 +137,12 @@ def test_a_store_that_cannot_be_written_ends_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("url", "says"),
-    [("nowhere://b", "nowhere"), ("s3://key:secret@b/run", "in the environment"), ("abfs://b/run", "adlfs")],
+    [
+        ("nowhere://b", "nowhere"),
+        ("s3://key:secret@b/run", "in the environment"),
+        ("https://b/run?token=secret", "in the environment"),
+        ("abfs://b/run", "adlfs"),
+    ],
 )
 def test_what_no_store_is_for_is_refused(tmp_path, url, says):
     with pytest.raises(ConfigError, match=says) as refused:
