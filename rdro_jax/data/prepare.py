@@ -27,9 +27,10 @@ from rdro_jax.data.loader import plan_epoch
 from rdro_jax.data.pack import EMPTY
 from rdro_jax.data.reading import Chunk, Side, check_tally, make_part, read_chunks
 from rdro_jax.data.report import Layout, PackingReport, SourceReport, Tally
-from rdro_jax.data.store import content_key, load_part_tally, merge_parts, open_artefact, save_part, tally_to_json
+from rdro_jax.data.store import content_key, load_part, merge_parts, open_artefact, save_part, tally_to_json
 from rdro_jax.errors import StorageError
 from rdro_jax.hub import HUB, model_folder
+from rdro_jax.run_files import seal, unseal, write_whole
 
 REPORT_FILE = "data_report.json"
 SECONDS_BETWEEN_LINES = 10.0
@@ -89,7 +90,7 @@ def prepare(
     examples = make_examples(artefact.arrays, artefact.tally, artefact.sources, layout, require_label=require_label)
     packing = _packing_report(home, examples, config)
     report = dataclasses.replace(examples.report, packing=packing, tokenizer=which.digest)
-    (home / REPORT_FILE).write_text(report.to_json())
+    write_whole(home / REPORT_FILE, report.to_json())
     return examples._replace(report=report)
 
 
@@ -169,8 +170,6 @@ def _tokenise_all(jobs: Iterator[tuple[Chunk, Path]], tokenizer: TokenizerFiles,
         waiting: deque[Future[Tally]] = deque()
         try:
             for chunk, part in chain(first, jobs):
-                if part.exists():  # not worth sending the rows
-                    chunk = chunk._replace(rows=[])
                 waiting.append(pool.submit(_make_or_load, chunk, part, tokenizer))
                 if len(waiting) > 2 * workers:  # bounds the rows that are in memory
                     yield waiting.popleft().result()
@@ -197,9 +196,9 @@ def _start_worker() -> None:
 
 
 def _make_or_load(chunk: Chunk, part: Path, tokenizer: TokenizerFiles) -> Tally:
-    """The tally of one part, which is made and stored unless it is there."""
-    if part.exists():
-        return load_part_tally(part)
+    """The tally of one part, which is made and stored unless it is there as it was written."""
+    if part.exists() and (found := load_part(part)) is not None:
+        return found.tally
     made = make_part(chunk, *_tools(tokenizer, chunk.reading.config.chat_template_kwargs))
     save_part(part, made)
     return made.tally
@@ -215,8 +214,8 @@ def _tools(tokenizer: TokenizerFiles, kwargs: tuple[tuple[str, Any], ...]) -> tu
 def _packing_report(home: Path, examples: Examples, config: DataConfig) -> PackingReport:
     """How full the rows of the first epoch are with this packing; planned once and kept beside the artefact."""
     file = home / f"packing-{config.slots}-{config.batching}.json"
-    if file.is_file():
-        return PackingReport(**json.loads(file.read_text()))
+    if file.is_file() and (found := unseal(file.read_bytes())) is not None:
+        return PackingReport(**found)
     plan = plan_epoch(
         examples,
         epoch=0,
@@ -235,7 +234,5 @@ def _packing_report(home: Path, examples: Examples, config: DataConfig) -> Packi
         padded_utilisation=used / (len(lengths) * config.max_length),
         lost_tokens=rows * config.max_length - used,
     )
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")  # trials that share the folder read it at any moment
-    unfinished.write_text(json.dumps(dataclasses.asdict(report)))
-    unfinished.replace(file)
+    write_whole(file, json.dumps(seal(dataclasses.asdict(report))))
     return report

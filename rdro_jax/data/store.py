@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from rdro_jax.data.config import DataConfig, Source
@@ -21,6 +21,7 @@ from rdro_jax.data.records import FaultLog
 from rdro_jax.data.report import Layout, SourceReport, Tally
 from rdro_jax.data.sources import source_files
 from rdro_jax.errors import StorageError
+from rdro_jax.run_files import seal, unseal, write_whole
 
 STORE_VERSION = 2
 """Raised when a change of ours alters what the same rows become, so that no artefact outlives it."""
@@ -75,14 +76,31 @@ def _file_hash(path: str | Path) -> str:
 def save_part(path: Path, part: Part) -> None:
     """Write one part in one move: a file that is there is whole."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(part.arrays, unfinished, metadata={"tally": json.dumps(tally_to_json(part.tally))})
+    told = {"tally": tally_to_json(part.tally), "arrays": _hash_arrays(part.arrays)}
+    save_file(part.arrays, unfinished, metadata={"told": json.dumps(seal(told))})
     unfinished.replace(path)
 
 
-def load_part_tally(path: Path) -> Tally:
-    """What was counted in a stored part."""
-    with safe_open(path, framework="numpy") as file:
-        return tally_from_json(json.loads(file.metadata()["tally"]))
+def load_part(path: Path) -> Part | None:
+    """One stored part; None where it is not as it was written."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = unseal((file.metadata() or {}).get("told", ""))
+        arrays = load_file(path)
+    except SafetensorError:
+        return None
+    if told is None or told["arrays"] != _hash_arrays(arrays):
+        return None
+    return Part(cast(Arrays, arrays), tally_from_json(told["tally"]))
+
+
+def _hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """128-bit hash of arrays with their names, types and shapes."""
+    digest = xxhash.xxh3_128()
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def tally_to_json(tally: Tally) -> dict[str, Any]:
@@ -102,7 +120,7 @@ def merge_parts(parts: Sequence[Path], folder: Path, meta: Mapping[str, Any]) ->
     """Write the arrays of all parts, one after the other, and what is known of them; one part in memory at a time."""
     arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
     for part in parts:
-        for name, values in load_file(part).items():
+        for name, values in _arrays_of(part).items():
             rows = arrays[name][1][0] if name in arrays else 0
             arrays[name] = values.dtype, (rows + len(values), *values.shape[1:])
     # Written, not mapped: mapped pages count as this process's memory, and a full disk ends it instead of an OSError.
@@ -112,28 +130,29 @@ def merge_parts(parts: Sequence[Path], folder: Path, meta: Mapping[str, Any]) ->
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(files[name], header)
         for part in parts:
-            for name, values in load_file(part).items():
+            for name, values in _arrays_of(part).items():
                 files[name].write(values.tobytes())
     identities = {f"{name}.npy": _identity(folder / f"{name}.npy") for name in arrays}
     told = {**meta, "files": identities}
-    (folder / META_FILE).write_text(json.dumps({**told, "xxh3": _meta_hash(told)}, indent=2))
+    write_whole(folder / META_FILE, json.dumps(seal(told), indent=2))
+
+
+def _arrays_of(part: Path) -> Arrays:
+    """Raises: StorageError for a part that is not as it was written."""
+    found = load_part(part)
+    if found is None:
+        raise StorageError(f"{part}: damaged since it was written; start again and it is made again")
+    return found.arrays
 
 
 def _identity(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "xxh3": _file_hash(path)}
 
 
-def _meta_hash(meta: Mapping[str, Any]) -> str:
-    """Of the metadata themselves: a flipped digit of a count would be believed."""
-    told = json.loads(json.dumps({key: meta[key] for key in meta if key != "xxh3"}))  # as reading it gives it
-    return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
-
-
 def _read_meta(path: Path) -> dict[str, Any]:
     """Raises: StorageError for metadata that are not as they were written."""
-    with suppress(OSError, ValueError):
-        meta = json.loads((path / META_FILE).read_text())
-        if isinstance(meta, dict) and meta.get("xxh3") == _meta_hash(meta):
+    with suppress(OSError):
+        if (meta := unseal((path / META_FILE).read_bytes())) is not None:
             return meta
     raise StorageError(f"{path / META_FILE}: damaged since it was prepared; remove {path} and it is prepared again")
 

@@ -2,10 +2,10 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,18 +229,39 @@ def test_batches_come_from_the_mapped_file(write_rows, chatml, chatml_folder, tm
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_a_packing_report_that_broke_off_is_not_believed(write_rows, chatml_folder, tmp_path, monkeypatch):
+def test_a_packing_report_that_broke_off_or_was_damaged_is_not_believed(
+    write_rows, chatml_folder, tmp_path, monkeypatch
+):
     path = write_rows(ROWS[:20])
-    whole = Path.write_text
 
-    def breaks_off(file, text, **options):
-        if not file.name.startswith("packing"):
-            return whole(file, text, **options)
-        whole(file, text[:9])
+    def full(_):
         raise OSError(errno.ENOSPC, "full")
 
-    with monkeypatch.context() as full:
-        full.setattr(Path, "write_text", breaks_off)
-        with pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises((OSError, StorageError), match="full"):
             prepare(path, chatml_folder, config(path), tmp_path / "store")
-    assert prepare(path, chatml_folder, config(path), tmp_path / "store").report.packing.rows > 0
+    whole = prepare(path, chatml_folder, config(path), tmp_path / "store").report.packing
+    assert whole.rows > 0
+    [file] = tmp_path.glob("store/*/packing-*.json")
+    text = file.read_text()
+    for damaged in ("", text[:20], text.replace(f'"rows": {whole.rows}', '"rows": 77'), text.replace('"', "\udc80")):
+        file.write_bytes(damaged.encode(errors="surrogateescape"))
+        assert prepare(path, chatml_folder, config(path), tmp_path / "store").report.packing == whole
+
+
+def test_a_damaged_part_is_made_again(write_rows, chatml, chatml_folder, tmp_path, small_parts, monkeypatch):
+    """A bit that flips while a preparation lies unfinished would else be hashed as if it were right."""
+    path = write_rows(ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "merge_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(path, chatml_folder, config(path), tmp_path / "store")
+    parts = sorted(tmp_path.glob("store/*.unfinished/part-*.safetensors"))
+    assert len(parts) == 7
+    for part, at in zip(parts, (-1, 2000, 40, 8, 0, -9, -200), strict=True):
+        raw = bytearray(part.read_bytes())
+        raw[at] ^= 1
+        part.write_bytes(raw)
+    prepared = prepare(path, chatml_folder, config(path), tmp_path / "store")
+    assert_same(prepared, load_examples(path, chatml, config(path)))
