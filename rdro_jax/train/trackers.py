@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from importlib import import_module
 from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.train.console import say
@@ -126,8 +128,22 @@ def open_tensorboard(told: Told) -> Tracker:
 
 def open_wandb(told: Told) -> Tracker:
     """A run at Weights & Biases, which reads its key and its mode (WANDB_MODE=offline) from the environment."""
+    _check_wandb_key()
     run = import_module("wandb").init(**_named(told), dir=str(told.folder), config=told.config)
     return Tracker(lambda step, numbers: run.log(numbers, step=step), run.finish)
+
+
+def _check_wandb_key() -> None:
+    """Raises: ConfigError where W&B would ask a person for a key, or fail for want of one."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        known = netrc(os.environ.get("NETRC")).authenticators(host)  # where `wandb login` keeps it
+    except (OSError, NetrcParseError):
+        known = None
+    if known is None:
+        raise ConfigError("WANDB_API_KEY is not set; set it, run `wandb login`, or set WANDB_MODE=offline")
 
 
 def open_trackio(told: Told) -> Tracker:

@@ -1,5 +1,6 @@
 """What trackers are told, with stand-ins for the services, and TensorBoard's own file read back."""
 
+import io
 import sys
 import threading
 import types
@@ -38,6 +39,7 @@ def test_services_get_config_numbers_and_an_end(monkeypatch, tmp_path, name, ope
     service = Service(name)
     monkeypatch.setitem(sys.modules, name, service)
     monkeypatch.setenv("RDRO_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_API_KEY", "key")
     live = Trackers([name], Told(tmp_path / "first", CONFIG, 0))
     live.write(3, {"loss": 1.5, "rewards/chosen": None})
     live.close()
@@ -83,3 +85,43 @@ def test_a_tracker_that_hangs_is_let_go(monkeypatch, tmp_path, capsys):
     live.close()
     assert seen == [1]
     assert "report_to: wandb: no answer for 0.05 s; the run goes on without it" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    """A terminal at which nobody sits: a question would wait for ever."""
+
+    def isatty(self):
+        return True
+
+    def read(self, *_):
+        pytest.fail("somebody was asked")
+
+    readline = read
+
+
+def test_without_a_key_nobody_is_asked_and_the_run_goes_on(monkeypatch, tmp_path, capsys):
+    service = Service("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+    def told():
+        live = Trackers(["wandb", "tensorboard"], Told(tmp_path, CONFIG, 0))
+        live.write(1, {"loss": 1.5})
+        live.close()
+        return capsys.readouterr().err
+
+    [line] = told().splitlines()
+    assert line.startswith("warning: report_to: wandb: WANDB_API_KEY is not set; ")
+    assert "the run goes on without it, metrics.jsonl has everything" in line
+    assert service.calls == []
+    assert list((tmp_path / "tensorboard").iterdir())
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password canary-7\n")
+    assert told() == ""
+    assert "canary" not in str(service.calls)
+    assert service.calls[0][0] == "init"
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert told() == ""
