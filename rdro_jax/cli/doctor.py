@@ -31,6 +31,24 @@ def _bytes_needed(config: Any, policy: Any) -> int:
     return estimate(config, policy.model, jax.default_backend(), policy.mesh, *state).peak
 
 
+def ask_first(config: Any) -> None:
+    """Ask the same at the start of a run, and tell what `train` does not tell itself. Raises: the first fault."""
+    from rdro_jax.parallel import from_first
+    from rdro_jax.train.console import say
+    from rdro_jax.train.preflight import examine
+
+    def ask() -> None:
+        findings = list(examine(config, _bytes_needed))
+        for finding in findings:
+            if finding.fault is not None:
+                raise finding.fault
+        for finding in findings:
+            if finding.question in ("devices", "secrets", "memory"):
+                say(f"{finding.question}: {finding.answer}")
+
+    from_first(ask)
+
+
 def _doctor(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table

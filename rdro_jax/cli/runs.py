@@ -43,6 +43,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from rdro_jax.parallel import initialize
 
     initialize()
+    from rdro_jax.cli.doctor import ask_first
+
+    ask_first(config)
     from rdro_jax.train import train
 
     train(config)

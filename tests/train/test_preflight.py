@@ -91,10 +91,35 @@ def test_an_estimate_beyond_the_device_is_a_fault(config_file, monkeypatch):
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**30})
     monkeypatch.setattr(preflight.jax, "local_devices", lambda: [device])
     config = load_config(config_file, [ROWS])
-    assert faults(config, bytes_needed=lambda config, policy: 2**30) == {}
+    for needed, tight in ((2**30, False), (1.05 * 2**30, True)):
+        findings = list(examine(config, bytes_needed=lambda config, policy, needed=needed: needed))
+        assert [finding for finding in findings if finding.fault] == []
+        assert [finding.question for finding in findings if finding.warning] == ["memory"] * tight
     fault = faults(config, bytes_needed=lambda config, policy: 3 * 2**30)["memory"]
     assert isinstance(fault, ConfigError)
     assert "about 3.0 GiB of each device, which has 1.0" in str(fault)
+
+
+def test_training_asks_what_doctor_asks_before_it_loads_a_model(config_file, monkeypatch, capsys):
+    from rdro_jax.cli import doctor
+
+    trained = importlib.import_module("rdro_jax.train")
+    monkeypatch.setattr(trained, "train", lambda config: print("trained"))
+    assert cli.main(["train", str(config_file), ROWS]) == 0
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["devices", "secrets", "memory"]
+    assert out == "trained\n"
+    monkeypatch.setattr(
+        preflight.jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1})]
+    )
+    assert cli.main(["train", str(config_file), ROWS]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "GiB of each device, which has 0.0" in err
+    asked = []
+    monkeypatch.setattr(doctor, "_bytes_needed", lambda *_: asked.append(1) or 0)
+    cli.main(["doctor", str(config_file), ROWS])
+    assert asked == [1]
 
 
 def test_an_untested_version_is_a_warning(monkeypatch):
