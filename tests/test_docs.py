@@ -98,9 +98,25 @@ def test_files_named_by_the_design_exist(path):
 
 def test_nothing_can_load_a_pickle():
     """Weights and states are data: no format that runs code when it is read."""
-    words = "|".join(["pic" + "kle", r"torch\.load", "job" + "lib", r"yaml\.(unsafe_)?load\(", r"yaml\.full_load"])
+    words = "|".join(
+        [
+            "pic" + "kle",
+            r"torch\.load",
+            "job" + "lib",
+            r"yaml\.(unsafe_)?load\(",
+            r"yaml\.full_load",
+            "allow_pic" + "kle",
+        ]
+    )
     guilty = [str(path) for path in PACKAGE.rglob("*.py") if re.search(words, path.read_text())]
     assert guilty == []
+
+
+def test_code_of_a_model_folder_is_refused_wherever_transformers_reads_one():
+    """Each `from_pretrained` of a class that picks code by the folder says no."""
+    calls = [call for path in PACKAGE.rglob("*.py") for call in re.findall(r"Auto\w+\.from_\w+\(.*", path.read_text())]
+    assert calls
+    assert [call for call in calls if "trust_remote_code=False" not in call] == []
 
 
 @pytest.mark.parametrize("place", sorted(set(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", RELIABILITY))))

@@ -64,6 +64,10 @@ def test_a_terminal_has_colours_and_gets_no_orders(rows):
 def test_the_page_is_escaped_and_has_no_scripts(rows, tmp_path):
     write_page(rows, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
+    assert (
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        in page
+    )
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     trained = [html.unescape(part) for part in re.findall(r"<b>(.*?)</b>", page, re.S)][1:]

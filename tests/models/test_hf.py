@@ -17,7 +17,7 @@ from rdro_jax.errors import StorageError, WeightError
 from rdro_jax.models import ModelConfig, MoEConfig, RopeConfig, arrays, load_model, load_model_config, save, save_model
 from rdro_jax.models.decoder import abstract_params
 from rdro_jax.models.families import weight_table
-from rdro_jax.models.folder import Tensor
+from rdro_jax.models.folder import INDEX, MAX_JSON_BYTES, Tensor
 from rdro_jax.models.weights import flatten
 
 LLAMA = ModelConfig(
@@ -404,6 +404,13 @@ def first_file(folder):
 def test_an_index_must_not_reach_outside(sharded, name):
     edit_map(sharded, lambda weight_map: weight_map.update({NORM: name}))
     with pytest.raises(WeightError, match=r"wanted a .safetensors file name without a path"):
+        load_model(sharded)
+
+
+def test_an_index_beyond_any_size_is_refused_unread(sharded):
+    with (sharded / INDEX).open("r+b") as file:
+        file.truncate(MAX_JSON_BYTES + 1)
+    with pytest.raises(WeightError, match=r"index\.json: 100000001 bytes; a file of this kind has at most 100000000"):
         load_model(sharded)
 
 

@@ -33,6 +33,9 @@ def single(run_folders, tmp_path_factory):
 def test_the_page_holds_everything_and_strangers_words_are_escaped(comparison):
     page = comparison.read_text()
     assert len(page.encode()) < 5e6
+    assert re.search(
+        r"""Content-Security-Policy" content="default-src 'none'; script-src 'sha256-[^"]*base-uri 'none'""", page
+    )
     assert HOSTILE not in page
     assert html.escape(HOSTILE, quote=False) in page.replace("&#39;", "'")
     assert "third &lt;b&gt;" in page

@@ -46,7 +46,8 @@ def test_it_is_one_file_that_asks_nobody(page):
     text = path.read_text()
     assert len(text) < 500_000
     assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
-    assert re.search(r"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-[\w+/=]+'", text)
+    policy = r"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-[\w+/=]+'; img-src data:"
+    assert re.search(rf'http-equiv="Content-Security-Policy"\s+content="{policy}"', text)
     assert "</script><img" not in text
     assert text.count("</script>") == 2
 
