@@ -3,7 +3,10 @@
 import itertools
 import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -146,10 +149,13 @@ def test_a_run_without_a_checkpoint_takes_nothing_over_from_the_last_one(config_
     assert (folder / "environment.json").exists()
 
 
-def test_the_second_run_in_a_folder_names_the_first(config_file, capsys):
+def test_the_second_run_in_a_folder_names_the_first(config_file):
     with locked(load_config(config_file, ONE_DEVICE)):
-        assert cli.main(["train", str(config_file), *ONE_DEVICE]) == 2
-    assert f"is held by process {os.getpid()} on " in capsys.readouterr().err
+        words = [sys.executable, "-m", "rdro_jax.cli", "train", str(config_file), *ONE_DEVICE]
+        one = os.environ | {"XLA_FLAGS": ""}
+        second = subprocess.run(words, env=one, capture_output=True, text=True, check=False, timeout=280)
+    assert second.returncode == 2, second.stderr
+    assert f"is held by process {os.getpid()} on {platform.node()};" in second.stderr
     with locked(load_config(config_file, ONE_DEVICE)):  # the folder is free again
         pass
 
