@@ -78,14 +78,19 @@ def stuck_data(step):
     Loader.__getitem__ = lambda self, number: threading.Event().wait() if number == step else get(self, number)
 
 
+def full_disk(limit):
+    """No file grows beyond `limit` bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
 def full_disk_at(step, after, limit=20_000):
     """From a step on, once the file `after` is there, no file grows beyond `limit` bytes."""
 
     def act():
         while not after.exists():
             time.sleep(0.01)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        full_disk(limit)
 
     at_step(step, act)
 
@@ -121,6 +126,15 @@ def poisoned(steps, process):
         return batch, members
 
     Loader.__getitem__ = poison
+
+
+def a_bug():
+    """Ends with a traceback and code 70."""
+
+    def act():
+        raise RuntimeError("a bug")
+
+    at_step(2, act)
 
 
 def clock_goes_back():
@@ -160,3 +174,26 @@ def watched(file: Path, every, stop=None):
             os.kill(os.getpid(), signal.SIGTERM)
 
     Recorder.hold = hold_and_look
+
+
+def hash_restored(file: Path):
+    """Write the hash of every array that comes back from a checkpoint, as it lies on this run's devices."""
+    import jax
+    import numpy as np
+    import xxhash
+    from jax.experimental.multihost_utils import process_allgather
+
+    loop = importlib.import_module("rdro_jax.train.loop")
+    load_items = loop.load_items
+
+    def load_and_hash(*told):
+        items, digest = load_items(*told), xxhash.xxh3_128()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(items):
+            whole = leaf.is_fully_addressable or leaf.is_fully_replicated
+            numbers = np.asarray(leaf if whole else process_allgather(leaf, tiled=True))
+            digest.update(f"{jax.tree_util.keystr(path)} {numbers.dtype} {numbers.shape}".encode())
+            digest.update(np.ascontiguousarray(numbers).tobytes())
+        file.with_name(f"{file.name}-{jax.process_index()}").write_text(digest.hexdigest())
+        return items
+
+    loop.load_items = load_and_hash

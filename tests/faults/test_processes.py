@@ -1,15 +1,18 @@
 """The short form: several real processes, a kill, a restart, and nothing secret in what they write."""
 
+import re
 import shutil
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 
+import pyarrow
 import pytest
 from faults import inject
-from faults.driver import Home, assert_same_run, same, state, train, until
+from faults.driver import Home, assert_same_run, same, start, state, train, until
 
-from rdro_jax.checkpoint import list_steps
+from rdro_jax.checkpoint import checkpoint_path, list_steps
 
 pytestmark = pytest.mark.timeout(1200)  # a crowded machine takes minutes over what takes seconds
 
@@ -71,9 +74,34 @@ def test_when_one_is_killed_the_others_end_and_a_restart_goes_on(home, together,
     assert state(run.run, 12) != state(run.run, 9)
 
 
-def test_no_secret_is_written(alone, measured):
+def told_by(file):
+    """The bytes of a file, and what lies compressed in them: orbax stores arrays and trees of names by zstd."""
+    raw = file.read_bytes()
+    found = [raw]
+    for at in re.finditer(re.escape(b"\x28\xb5\x2f\xfd"), raw):
+        stream = pyarrow.CompressedInputStream(pyarrow.BufferReader(raw[at.start() :]), "zstd")
+        with suppress(OSError):  # behind the frame, or not the beginning of one after all
+            while block := stream.read(1):  # more at once would be lost with what is behind the frame
+                found.append(block)
+    return b"".join(found)
+
+
+def test_no_secret_is_written(home, alone, measured):
     run, started = alone
-    written = [file for file in (*run.path.rglob("*"), *started.logs) if file.is_file()]
-    assert len(written) > 40
-    assert [file for file in written if CANARY.encode() in file.read_bytes()] == []
+    others = [
+        start("doctor", run.config, logs=home, environ=SECRETS),
+        start("report", str(run.run), logs=home, environ=SECRETS),
+        train(Home(home, home / "bug"), environ=SECRETS, inject=inject.a_bug),
+        train(Home(home, home / "stuck"), "step_timeout=5", environ=SECRETS, inject=partial(inject.stuck_in_python, 2)),
+    ]
+    assert [other.wait() for other in others] == [[0], [0], [70], [-signal.SIGABRT]]
+    logs = [log for each in (started, *others) for log in each.logs]
+    written = [file for file in (*home.rglob("*"), *logs) if file.is_file()]
+    assert {"report.html", "stacks-0.txt"} <= {file.name for file in written}
+    assert len(written) > 60
+    # What is looked for would be found: a word that the config holds is, in a log, a page and a checkpoint.
+    assert {b"learning_rate" in told_by(file) for file in written if file.name == "report.html"} == {True}
+    assert any(b"kernel" in told_by(file) for file in checkpoint_path(run.run, 12).rglob("*") if file.is_file())
+    (planted := home / "planted.zst").write_bytes(pyarrow.compress(CANARY.encode(), "zstd", asbytes=True))
+    assert [file for file in (*written, planted) if CANARY.encode() in told_by(file)] == [planted]
     measured(f"{len(SECRETS)} canaries in the environment: 0 hits in {len(written)} files")
