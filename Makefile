@@ -46,7 +46,7 @@ $(PARITY_ENV): pyproject.toml constraints.txt tests/parity/requirements.txt
 parity: $(PARITY_ENV)  ## compare with transformers and TRL in torch, in an environment of its own
 	OMP_NUM_THREADS=1 .parity/bin/python -m pytest tests/parity -n 2 --dist loadfile --timeout 900
 
-faults: $(ENV)   ## kill, freeze, starve and damage real runs, and compare what becomes of them; one: FAULT=F2
+faults: $(ENV)   ## kill, freeze, starve and damage real runs in under 900 s, and compare what becomes of them; one: FAULT=F2
 	.venv/bin/python -m pytest tests/faults -m faults -n 2 --dist worksteal $(if $(FAULT),-k $(FAULT)_)
 
 smoke: $(ENV)    ## three steps in small of every recipe, of other losses and families
