@@ -33,6 +33,8 @@ def _bytes_needed(config: Any, policy: Any) -> int:
 
 def ask_first(config: Any) -> None:
     """Ask the same at the start of a run, and tell what `train` does not tell itself. Raises: the first fault."""
+    import jax
+
     from rdro_jax.parallel import from_first
     from rdro_jax.train.console import say
     from rdro_jax.train.preflight import examine
@@ -46,6 +48,7 @@ def ask_first(config: Any) -> None:
             if finding.question in ("devices", "secrets", "memory"):
                 say(f"{finding.question}: {finding.answer}")
 
+    jax.devices()  # of several processes each waits here for the others to tell theirs
     from_first(ask)
 
 
