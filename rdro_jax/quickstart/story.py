@@ -15,6 +15,7 @@ import numpy as np
 
 from rdro_jax.config import Config, load_config
 from rdro_jax.errors import ConfigError, StorageError
+from rdro_jax.evaluate.outputs import read_objects
 from rdro_jax.export import export
 from rdro_jax.quickstart.fetch import fetch_model, fetch_reviews
 from rdro_jax.quickstart.figure import Panels, draw
@@ -147,7 +148,7 @@ def sample_figures(before: Samples, after: Samples) -> dict[str, Any]:
 
 def human_scores(rows: Path) -> dict[str, float]:
     """The judge's mean score of people's own sentences, by label: the scale on which to read a shift."""
-    labelled = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    labelled = list(read_objects(rows))
     scores = np.array([score(row["prompt"], row["completion"]) for row in labelled])
     liked = np.array([row["label"] for row in labelled])
     return {"positive": float(scores[liked].mean()), "negative": float(scores[~liked].mean())}

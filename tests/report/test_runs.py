@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rdro_jax.errors import CheckpointError, ConfigError
+from rdro_jax.evaluate.outputs import write_rows
 from rdro_jax.report import load_runs, read_status
 from rdro_jax.report.charts import MOST_POINTS, thin
 from rdro_jax.report.runs import Series, gather, short_names
@@ -51,6 +52,16 @@ def test_a_folder_without_a_run_and_a_damaged_file_are_named(tmp_path, run_folde
     (tmp_path / "loss.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"loss.json: cannot be read"):
         load_runs([tmp_path])
+
+
+def test_a_letter_that_unicode_breaks_lines_at_loses_no_sample(tmp_path):
+    rows = [
+        {"prompt": f"{number}", "completion": f"a{letter}b"} for number, letter in enumerate("\u2028\x85\u2029\r\x0c")
+    ]
+    write_rows(tmp_path / "samples.jsonl", rows)
+    (tmp_path / "metrics.jsonl").write_text("")
+    (run,) = load_runs([tmp_path])
+    assert [*run.samples] == rows
 
 
 def test_status_tells_running_from_stopped_and_finished(run_folders, tmp_path):
