@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
 from rdro_jax.report.runs import Run, Series
 
@@ -91,15 +92,23 @@ def draw_panel(panel: Panel, runs: Sequence[Run]) -> Any:
         series = thin(run.series[key])
         values = np.where(series.values > 0, series.values, np.nan) if panel.logarithmic else series.values
         label = key if len(runs) == 1 else f"{run.name}: {key}"
-        drawn = [plot.line(series.steps, values, color=colour, line_dash=dash, line_width=1.6)]
-        if len(series.steps) <= 1 or key.startswith("eval_"):
-            drawn.append(plot.scatter(series.steps, values, color=colour, size=6))
+        drawn = [_add_line(plot, series.steps, values, colour, line_dash=dash, line_width=1.6)]
+        marked = np.isfinite(values) if key.startswith("eval_") else _alone(values)
+        if marked.any():
+            drawn.append(_add_dots(plot, series.steps[marked], values[marked], colour))
         labels[label] = drawn
     for index, run in enumerate(runs):
         _draw_band(plot, panel, run, COLOURS[index % len(COLOURS)])
     _draw_levels(plot, panel.level, runs)
     _add_legend(plot, labels)
     return plot
+
+
+def _alone(values: Float64[np.ndarray, "points"]) -> Bool[np.ndarray, "points"]:
+    """Points between gaps, which no line reaches."""
+    known = np.isfinite(values)
+    joined = known[:-1] & known[1:]
+    return known & ~np.append(joined, False) & ~np.append(False, joined)
 
 
 def _styles(panel: Panel, runs: Sequence[Run]) -> Iterator[tuple[Run, str, str, str]]:
@@ -133,11 +142,13 @@ def _draw_levels(plot: Any, level: str | float | None, runs: Sequence[Run]) -> N
 
     found = [(COLOURS[index % len(COLOURS)], _level(level, run)) for index, run in enumerate(runs)]
     lines = {value: colour for colour, value in found if value is not None}
+    if lines:
+        plot.y_range.range_padding = 0.2  # room for what the line is called above the topmost
     for value, colour in lines.items():
         colour = colour if len(lines) > 1 else "#000000"
         plot.add_layout(Span(location=value, dimension="width", line_color=colour, line_dash="dashed"))
         # A curve of one point, invisible, lets the axes reach the line.
-        plot.scatter([runs[0].last_step()], [value], size=0, alpha=0)
+        _add_dots(plot, [runs[0].last_step()], [value], colour, size=0)
         name = LEVELS[level] if isinstance(level, str) else f"{value:g}"
         look: dict[str, Any] = {"text_font_size": "10px", "text_color": colour, "background_fill_color": "#ffffffb0"}
         plot.add_layout(Label(x=8, y=value, x_units="screen", y_offset=2, text=name, **look))
@@ -176,7 +187,7 @@ def draw_histograms(run: Run, name: str) -> Any:
 def draw_reliability(runs: Sequence[Run]) -> Any:
     """What min(alpha r, 1) forecast against the share of desirable examples observed, at each run's last evaluation."""
     plot = make_figure("Reliability of alpha r at the last evaluation", "forecast P(desirable)", "observed share")
-    plot.line([0, 1], [0, 1], color="#999999", line_dash="dashed")
+    _add_line(plot, [0, 1], [0, 1], "#999999", line_dash="dashed")
     labels: dict[str, list[Any]] = {}
     for index, run in enumerate(runs):
         curve = run.evaluations[-1].get("reliability")
@@ -185,8 +196,8 @@ def draw_reliability(runs: Sequence[Run]) -> Any:
         columns = [np.array([np.nan if value is None else value for value in curve[name]], float)
                    for name in ("forecast", "observed")]  # fmt: skip
         known = ~np.isnan(columns[0])
-        points, colour = [column[known] for column in columns], COLOURS[index % len(COLOURS)]
-        labels[run.name] = [plot.line(*points, color=colour), plot.scatter(*points, color=colour, size=6)]
+        (forecast, observed), colour = (column[known] for column in columns), COLOURS[index % len(COLOURS)]
+        labels[run.name] = [_add_line(plot, forecast, observed, colour), _add_dots(plot, forecast, observed, colour)]
     _add_legend(plot, labels)
     return plot
 
@@ -208,6 +219,20 @@ def make_figure(title: str, x: str, y: str, y_axis_type: Any = "linear") -> Any:
     plot.toolbar.logo = None
     plot.toolbar.autohide = True
     return plot
+
+
+# Bokeh's own `plot.line` makes five glyphs for every curve, for selections that these charts do not have.
+def _add_line(plot: Any, x: Any, y: Any, colour: str, **look: Any) -> Any:
+    from bokeh.models import ColumnDataSource, Line
+
+    return plot.add_glyph(ColumnDataSource({"x": x, "y": y}), Line(x="x", y="y", line_color=colour, **look))
+
+
+def _add_dots(plot: Any, x: Any, y: Any, colour: str, size: int = 6) -> Any:
+    from bokeh.models import ColumnDataSource, Scatter
+
+    dots = Scatter(x="x", y="y", line_color=colour, fill_color=colour, size=size)
+    return plot.add_glyph(ColumnDataSource({"x": x, "y": y}), dots)
 
 
 def _add_legend(plot: Any, labels: dict[str, list[Any]]) -> None:
