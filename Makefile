@@ -7,7 +7,7 @@ LAUNCH_ENV := .launch/.installed
 NEWEST_ENV := .newest/.installed
 PYTHON312 ?= python3.12
 
-.PHONY: help setup quickstart test test-newest newest-tests parity faults smoke bench bench-trl plans sweep-study sweep-faults launch-check slurm-check wheel-check docs lint clean
+.PHONY: help setup quickstart test test-newest newest-tests parity faults smoke browser look bench bench-trl plans sweep-study sweep-faults launch-check slurm-check wheel-check docs lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -51,6 +51,16 @@ faults: $(ENV)   ## kill, freeze, starve and damage real runs in under 900 s, an
 
 smoke: $(ENV)    ## three steps in small of every recipe, of other losses and families
 	.venv/bin/python -m pytest tests/smoke -m "smoke or not smoke"
+
+browser:         ## install the Chromium that tests open reports in, by apt where root may
+	@if command -v chromium chromium-browser google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; \
+	else echo "no chromium here, and no root or no apt to install it: reports are not opened in a browser"; fi
+
+look: $(ENV)     ## open the report of the quickstart, and one that compares its runs, in a headless Chromium
+	.venv/bin/rdro report runs/quickstart/1-sft runs/quickstart/2-rdro --out runs/quickstart/comparison.html
+	.venv/bin/python tests/open_report.py runs/quickstart/report.html runs/quickstart/comparison.html
 
 bench: $(ENV)    ## measure head, packing, reference, step, depth, devices and a save here: tables, runs/bench.json and .png
 	.venv/bin/python -m benchmarks

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ABSENT = CHROMIUM is None and os.environ.get("RDRO_NEED_BROWSER") != "1"
+"""Whether tests in a browser are skipped: with RDRO_NEED_BROWSER=1 they fail instead."""
 
 
 class Browser:
     """One page in a Chromium of its own, with everything it said and asked for."""
 
     def __init__(self, size: tuple[int, int] = (1400, 1000)):
+        if CHROMIUM is None:
+            raise RuntimeError("no chromium on this machine: make browser")
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         ours_out, theirs_in = os.pipe()
         theirs_out, ours_in = os.pipe()
@@ -30,7 +34,7 @@ class Browser:
         os.close(ours_out)
         os.close(ours_in)
         self._in, self._out = os.fdopen(theirs_in, "wb", 0), os.fdopen(theirs_out, "rb")
-        self._number, self._session = 0, None
+        self._number, self._session, self._page = 0, None, ""
         self.events: deque[dict[str, Any]] = deque()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -46,6 +50,12 @@ class Browser:
         self._in.close()
         self._out.close()
         self._profile.cleanup()
+
+    def open(self, page: Path) -> None:
+        """Go to a file; what was said and asked for before is forgotten."""
+        self.events.clear()
+        self._page = page.resolve().as_uri()
+        self.call("Page.navigate", url=self._page)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a command of the protocol; events that come first are kept."""
@@ -98,5 +108,5 @@ class Browser:
     def requests(self) -> list[str]:
         """Addresses the page asked for, itself aside."""
         asked = (event for event in self.events if event.get("method") == "Network.requestWillBeSent")
-        addresses = (event["params"]["request"]["url"] for event in asked if event["params"]["type"] != "Document")
-        return [address for address in addresses if not address.startswith(("data:", "blob:"))]
+        addresses = (event["params"]["request"]["url"] for event in asked)
+        return [url for url in addresses if url != self._page and not url.startswith(("data:", "blob:"))]

@@ -1,9 +1,14 @@
-"""Run folders as a run leaves them, written by hand."""
+"""Run folders as a run leaves them: a real one, longer ones of its lines, and some written by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from tiny import write_folder
+
+from rdro_jax.config import load_config
+from rdro_jax.train import train
 
 HOSTILE = "</script><script>document.documentElement.dataset.broken = 'yes'</script><img src=x onerror=alert(1)>"
 
@@ -59,3 +64,46 @@ def run_folders(tmp_path_factory):
         write_run(home / "second", alpha=0.3, seed=1),
         write_run(home / f"third <b>{'x' * 3}", rate=2e-3, seed=2, samples=[{"prompt": "p", "completion": "q"}]),
     ]
+
+
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory):
+    """A run of three steps on a tiny model, with every file it leaves."""
+    home = tmp_path_factory.mktemp("real")
+    write_folder(home)
+    (home / "run.yaml").write_text(f"""
+output_dir: {home / "run"}
+max_steps: 3
+eval_steps: 1
+global_batch_size: 8
+model: {{path: {home / "model"}}}
+reference: {{store: {home / "store"}}}
+data: {{train: {home / "train.jsonl"}, eval: {home / "eval.jsonl"}, max_length: 32, slots: 4}}
+loss: {{name: rdro}}
+optimizer: {{learning_rate: 1.0e-2}}
+checkpoint: {{save_steps: 1}}
+report_to: []
+""")
+    return train(load_config(home / "run.yaml")).run_dir
+
+
+def stretch(run, folder, *, steps, evaluations):
+    """A run of the lines of `run`, over and over, on an accelerator whose peak is known and with one step skipped."""
+    folder.mkdir(parents=True)
+    for file in run.glob("*.*"):
+        if file.suffix in (".json", ".yaml", ".jsonl"):
+            shutil.copy(file, folder)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n") if line]
+    logged = [line for line in lines if "loss" in line]
+    judged = [line for line in lines if "eval_loss" in line]
+    pictures = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().split("\n") if line]
+    # What a window holds that follows an evaluation and a save, too.
+    full = {key: value for line in logged for key, value in line.items()} | {"throughput/mfu": 0.4}
+    with (folder / "metrics.jsonl").open("w") as metrics, (folder / "evaluations.jsonl").open("w") as shown:
+        for step in range(1, steps + 1):
+            one = full | logged[step % len(logged)] | {"step": step, "skipped_steps": int(step == 2)}
+            metrics.write(json.dumps(one) + "\n")
+            if step % (steps // evaluations) == 0:
+                metrics.write(json.dumps(judged[step % len(judged)] | {"step": step}) + "\n")
+                shown.write(json.dumps(pictures[step % len(pictures)] | {"step": step}) + "\n")
+    return folder
