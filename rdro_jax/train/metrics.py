@@ -137,9 +137,9 @@ class Window:
     def rates(self, seconds: float, waited: float) -> dict[str, float]:
         """Tokens per second of the steps taken here; `time/data_wait` is the share of `seconds` spent on batches.
 
-        What the window was restored with took its time elsewhere and is left out. `waited` are seconds the host waited
-        for batches or placed them, mostly while the devices were at work: the share is the most that faster data could
-        save.
+        `seconds` are those of the steps, without evaluations and saves between them. What the window was restored with
+        took its time elsewhere and is left out. `waited` are seconds the host waited for batches or placed them, mostly
+        while the devices were at work: the share is the most that faster data could save.
         """
         steps = self._steps - self._before["steps"]
         if not steps:

@@ -83,8 +83,9 @@ class Recorder:
             now = time.monotonic()
             rate = float(self._rates[max(number - 1 - self._skipped, 0)])
             line = {"epoch": round(self._loader.epoch(number), 4), "learning_rate": rate, **self._window.means()}
-            rates = self._window.rates(now - self._since, waited - self._waited)
-            rates |= self._speed.figures(now - self._since, rates.get("throughput/tokens_per_s"))
+            seconds = now - self._since
+            rates = self._window.rates(seconds - self._speed.spent(), waited - self._waited)
+            rates |= self._speed.figures(seconds, rates.get("throughput/tokens_per_s"))
             self.write(number, line | rates)
             show({"step": number} | self.latest)
             self._window, self._since, self._waited = Window(self._loss), now, waited

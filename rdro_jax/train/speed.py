@@ -44,15 +44,19 @@ class Speed:
         finally:
             self._spent[name] += time.monotonic() - start
 
+    def spent(self) -> float:
+        """Seconds of all phases since the clocks stood at zero."""
+        return sum(self._spent.values())
+
     def figures(self, seconds: float, tokens_per_s: float | None) -> dict[str, float]:
         """Figures of a window of `seconds`, and the clocks at zero again.
 
         `time/eval_s`, `time/save_s`: seconds of the window. `throughput/goodput`: the share that is left for steps.
         `throughput/mfu`: model FLOPs per second over the devices' peak, where that is known.
         """
-        spent, self._spent = self._spent, defaultdict(float)
-        figures: dict[str, float] = {f"time/{name}_s": value for name, value in spent.items()}
-        figures["throughput/goodput"] = max(0.0, 1 - sum(spent.values()) / seconds)
+        figures: dict[str, float] = {f"time/{name}_s": value for name, value in self._spent.items()}
+        figures["throughput/goodput"] = max(0.0, 1 - self.spent() / seconds)
+        self._spent.clear()
         if self._peak is not None and tokens_per_s is not None:
             figures["throughput/mfu"] = tokens_per_s * self._per_token / self._peak
         return figures
@@ -60,12 +64,15 @@ class Speed:
 
 @contextmanager
 def tracing(config: Config, folder: Path) -> Iterator[Callable[[int, Any], None]]:
-    """A function to call before each step with its number and the state: traces the steps that the config names."""
+    """A function to call before each step with its number and the state: traces the steps that the config names.
+
+    Says at the end where none of them was among the steps, as of a run that went on behind them.
+    """
     wanted = config.profile
-    active = False
+    active = traced = False
 
     def mark(number: int, state: Any) -> None:
-        nonlocal active
+        nonlocal active, traced
         if wanted is None:
             return
         if active and number >= wanted.start + wanted.steps:
@@ -73,7 +80,7 @@ def tracing(config: Config, folder: Path) -> Iterator[Callable[[int, Any], None]
         elif number == wanted.start:
             jax.block_until_ready(state)  # what came before is no part of the trace
             jax.profiler.start_trace(folder / TRACE_FOLDER)
-            active = True
+            active = traced = True
 
     def stop(state: Any = None) -> None:
         nonlocal active
@@ -87,3 +94,5 @@ def tracing(config: Config, folder: Path) -> Iterator[Callable[[int, Any], None]
         yield mark
     finally:
         stop()
+        if wanted is not None and not traced:
+            say(f"warning: profile.start: step {wanted.start} was not among the steps of this process; no trace")

@@ -52,6 +52,11 @@ def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
     assert first["rewards/rejected"] == pytest.approx(0, abs=1e-4)
     share = first["counts/chosen"] / (first["counts/chosen"] + first["counts/rejected"])
     assert first["loss"] == pytest.approx(np.log(2) * (1 + share / alpha), abs=1e-4)
+    paused = [line for line in steps if "time/save_s" in line]
+    assert paused
+    for line in paused:  # the time of a step is what saves and evaluations leave of the window, here of one step
+        pause, left = line["time/save_s"] + line.get("time/eval_s", 0), line["throughput/goodput"]
+        assert line["time/step_s"] == pytest.approx(pause * left / (1 - left), rel=1e-3)
     assert result.metrics["eval_rewards/auc"] > 0.9
     assert result.metrics["eval_loss"] < 2 * np.log(2)
     assert result.metrics["rewards/margins"] > 0.5

@@ -8,7 +8,7 @@ from tiny import CONFIG
 
 from rdro_jax.parallel.hardware import peak_flops
 from rdro_jax.train import speed
-from rdro_jax.train.speed import Speed
+from rdro_jax.train.speed import Speed, tracing
 
 RUN = SimpleNamespace(data=SimpleNamespace(max_length=32), model=SimpleNamespace(lora=None))
 
@@ -32,6 +32,7 @@ def test_phases_add_up_and_goodput_is_what_is_left(clock):
             clock[0] += 0.25
     with run.phase("eval"):
         clock[0] += 1
+    assert run.spent() == 1.5
     figures = run.figures(10.0, tokens_per_s=100.0)
     assert figures == {"time/save_s": 0.5, "time/eval_s": 1.0, "throughput/goodput": 0.85}
     assert run.figures(1.0, None) == {"throughput/goodput": 1.0}
@@ -47,3 +48,15 @@ def test_mfu_follows_its_convention_which_is_printed(capsys):
     assert "of 2 x 989 TFLOP/s dense bfloat16" in shown
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("TPU v5") == 459e12
+
+
+@pytest.mark.parametrize(("start", "warned"), [(2, False), (9, True)])
+def test_a_trace_that_no_step_began_is_told(monkeypatch, tmp_path, capsys, start, warned):
+    begun = []
+    monkeypatch.setattr(speed.jax.profiler, "start_trace", begun.append)
+    monkeypatch.setattr(speed.jax.profiler, "stop_trace", lambda: None)
+    with tracing(SimpleNamespace(profile=SimpleNamespace(start=start, steps=1)), tmp_path) as mark:
+        for number in (1, 2, 3):
+            mark(number, None)
+    assert bool(begun) is not warned
+    assert (f"profile.start: step {start} was not among the steps" in capsys.readouterr().err) is warned
