@@ -54,12 +54,12 @@ class Browser:
     def open(self, page: Path) -> None:
         """Go to a file; what was said and asked for before is forgotten."""
         self.events.clear()
-        self._page = page.resolve().as_uri()
-        self.call("Page.navigate", url=self._page)
+        self.call("Page.navigate", url=page.resolve().as_uri())
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a command of the protocol; events that come first are kept."""
         self._number += 1
+        self._page = parameters["url"] if method == "Page.navigate" else self._page
         message = {"id": self._number, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
         self._in.write(json.dumps(message).encode() + b"\0")
