@@ -278,9 +278,12 @@ def test_the_story_from_rows_to_summary(tmp_path: Path, monkeypatch: pytest.Monk
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["heldout"]["sentences"] == 16
     assert summary["samples"]["count"] == 5
-    assert [set(row) for row in rows_of(out / "2-rdro" / "samples.jsonl")] == [
-        {"before", "after", "score_before", "score_after"}
-    ] * 5
+    by_token, sampled = {"prompt", "label", "log_ratio", "tokens"}, {"before", "after", "score_before", "score_after"}
+    samples = rows_of(out / "2-rdro" / "samples.jsonl")
+    assert [set(row) for row in samples] == [by_token] * 8 + [sampled] * 5
+    heldout = rows_of(out / "rows" / "heldout.jsonl")
+    assert [row["label"] for row in samples[:8]] == [row["label"] for row in heldout[:8]]
+    assert "".join(text for text, _ in samples[0]["tokens"]).startswith(heldout[0]["completion"])
     assert {path.name for path in (out / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert (out / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "after, score +0.000" in (out / "report.html").read_text()

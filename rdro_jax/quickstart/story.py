@@ -16,6 +16,8 @@ import numpy as np
 from rdro_jax.config import Config, load_config
 from rdro_jax.errors import ConfigError, StorageError
 from rdro_jax.evaluate.outputs import read_objects
+from rdro_jax.evaluate.outputs import write_rows as write_objects
+from rdro_jax.evaluate.samples import token_rows
 from rdro_jax.export import export
 from rdro_jax.quickstart.fetch import fetch_model, fetch_reviews
 from rdro_jax.quickstart.figure import Panels, draw
@@ -31,6 +33,8 @@ SEED = 42
 N_TRAIN, N_HELDOUT = 800, 400
 ROWS_PER_STEP = 4
 N_SAMPLES, MAX_NEW_TOKENS, N_SHOWN = 256, 64, 6
+N_SHADED = 8
+"""Held-out sentences whose tokens the report shades by log-ratio."""
 DISK_BYTES = 6e9
 """Two checkpoints with optimizer state, three models in float32, the cache."""
 HERE = Path(__file__).parent
@@ -57,6 +61,7 @@ def run(out: Path) -> dict[str, Any]:
 
     with chapter(f"4/4  {N_SAMPLES} sentences before and after, with the same random numbers", seconds, "samples"):
         before, after = (sample(at, count=N_SAMPLES, max_new_tokens=MAX_NEW_TOKENS, seed=SEED) for at in (sft, rdro))
+        shaded = token_rows(rdro, reference=sft, data=rows.heldout, count=N_SHADED)
 
     with chapter("the aligned model as a Hugging Face folder, and a picture of the run", seconds, "export"):
         model = export(rdro, out / "model")
@@ -64,7 +69,7 @@ def run(out: Path) -> dict[str, Any]:
         evaluation = list(read_metrics(rdro / EVALUATIONS_FILE))[-1]
         panels = Panels(metrics, evaluation["log_ratio"], heldout["alpha"], before.scores, after.scores)
         picture = draw(panels, out / "run.png")
-        texts = write_samples(rdro / SAMPLES_FILE, before, after)
+        texts = write_samples(rdro / SAMPLES_FILE, shaded, before, after)
         page = write_report([rdro], out / "report.html")
 
     summary = {
@@ -154,10 +159,8 @@ def human_scores(rows: Path) -> dict[str, float]:
     return {"positive": float(scores[liked].mean()), "negative": float(scores[~liked].mean())}
 
 
-def write_samples(path: Path, before: Samples, after: Samples) -> Path:
-    """Every pair of sampled sentences with the judge's scores, one JSON object per line."""
+def write_samples(path: Path, shaded: list[dict[str, Any]], before: Samples, after: Samples) -> Path:
+    """Held-out sentences by token, then every pair of sampled sentences with the judge's scores, one object a line."""
     columns = zip(before.texts, after.texts, before.scores.tolist(), after.scores.tolist(), strict=True)
     names = ("before", "after", "score_before", "score_after")
-    lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n" for row in columns)
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    return write_objects(path, [*shaded, *(dict(zip(names, row, strict=True)) for row in columns)])
