@@ -200,6 +200,8 @@ def test_train_hands_over_the_config(run, room, config_file):
     assert run("train", config_file, "seed=3", "loss.alpha=0.25") == (0, "", "")
     [((config,), _)] = calls
     assert (config.seed, config.loss.alpha) == (3, 0.25)
+    assert run("train", config_file, "--json") == (0, "", "")
+    assert calls[1][0][0].report_to == ("tensorboard", "json")
 
 
 def test_overrides_may_follow_an_option(run, room, config_file):

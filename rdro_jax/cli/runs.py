@@ -21,6 +21,7 @@ def add_train(commands: Any) -> None:
         "\nThe run folder is output_dir; the same command again resumes from its last checkpoint.",
     )
     add_config(parser)
+    parser.add_argument("--json", action="store_true", help="metrics as JSON lines on stdout: json among report_to")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and exit")
     what.add_argument(
@@ -32,6 +33,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from rdro_jax.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.json:
+        config = config.model_copy(update={"report_to": (*config.report_to, "json")})
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return

@@ -96,7 +96,7 @@ class Config(BaseModel):
     JAX_COMPILATION_CACHE_DIR is set, that one is used."""
     logging_steps: PositiveInt = 1
     """Optimizer steps between lines of metrics."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ("tensorboard",)
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow", "json"], ...] = ("tensorboard",)
     """Trackers that get a copy of metrics.jsonl, which is written in any case; [] is none."""
     profile: ProfileConfig | None = None
     """Steps of which a JAX trace is written to `<output_dir>/profile`; null is none."""

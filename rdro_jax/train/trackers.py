@@ -1,5 +1,6 @@
 """Copies of metrics.jsonl in the tools people watch runs with. The file is the truth; a failing tracker is let go."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 from rdro_jax.errors import ConfigError
 from rdro_jax.train.console import say
 
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "json": "json"}
 PROJECT_VARIABLE, PROJECT = "RDRO_PROJECT", "rdro"
 """Environment variable that names the project at a tracker, and its name where that is not set."""
 
@@ -163,6 +164,11 @@ def open_mlflow(told: Told) -> Tracker:
     return Tracker(lambda step, numbers: mlflow.log_metrics(numbers, step=step), mlflow.end_run)
 
 
+def open_json(told: Told) -> Tracker:
+    """JSON lines on stdout, for the program that started the run."""
+    return Tracker(lambda step, numbers: print(json.dumps({"step": step} | numbers), flush=True), lambda: None)
+
+
 def _named(told: Told) -> dict[str, str]:
     return {"project": os.environ.get(PROJECT_VARIABLE, PROJECT), "name": told.folder.name}
 
@@ -172,4 +178,5 @@ OPENERS: dict[str, Callable[[Told], Tracker]] = {
     "wandb": open_wandb,
     "trackio": open_trackio,
     "mlflow": open_mlflow,
+    "json": open_json,
 }

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from rdro_jax.evaluate.outputs import write_rows
 from rdro_jax.report import load_runs, read_status
 from rdro_jax.report.charts import MOST_POINTS, thin
 from rdro_jax.report.runs import Series, gather, short_names
+from rdro_jax.train.console import progress
 
 
 def test_metrics_become_series_over_their_own_steps():
@@ -99,16 +101,25 @@ def test_a_run_that_has_not_logged_a_step_is_one(tmp_path, capsys):
     assert "seed" in (tmp_path / "report.html").read_text()
 
 
-def test_status_on_the_command_line(run_folders, capsys, monkeypatch):
+def test_status_on_the_command_line(run_folders, capsys):
     from rdro_jax.cli import main
 
     assert main(["status", "--json", *map(str, run_folders)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["run"] for line in lines] == [str(folder) for folder in run_folders]
     assert lines[0]["metrics"]["eval_rewards/auc"] == pytest.approx(0.5 + 1 / 3)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(["status", str(run_folders[0])]) == 0
-    shown = capsys.readouterr().out
-    assert "eval_rewards/auc" in shown
-    assert "\x1b[3" not in shown
+    assert "eval_rewards/auc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("colourless", [False, True])
+def test_no_color_takes_the_colours_out(monkeypatch, capsys, colourless):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name in ("FORCE_COLOR", *(["NO_COLOR"] if colourless else [])):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with progress("training", 4, 0) as show:
+        show({"step": 2, "loss": 1.0})
+    shown = capsys.readouterr().err
+    assert "loss 1.0000" in shown
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", shown)) is not colourless

@@ -1,6 +1,7 @@
 """What trackers are told, with stand-ins for the services, and TensorBoard's own file read back."""
 
 import io
+import json
 import sys
 import threading
 import types
@@ -63,6 +64,16 @@ def test_tensorboard_files_hold_every_number(tmp_path):
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         data = data[16 + length :]
     assert found == [(1, "loss", 1.5), (2, "loss", 1.25)]
+
+
+def test_json_lines_on_stdout_are_for_machines(tmp_path, capsys):
+    check_trackers(["json"])
+    live = Trackers(["json"], Told(tmp_path, CONFIG, 0))
+    live.write(3, {"loss": 1.5, "rewards/chosen": None})
+    live.write(4, {"eval_loss": 1})
+    live.close()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"step": 3, "loss": 1.5}, {"step": 4, "eval_loss": 1.0}]
 
 
 def test_a_tracker_without_its_package_is_refused_before_the_run(monkeypatch):
