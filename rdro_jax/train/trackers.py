@@ -155,7 +155,7 @@ def open_trackio(told: Told) -> Tracker:
 
 
 def open_mlflow(told: Told) -> Tracker:
-    """A run at the server of MLFLOW_TRACKING_URI, else in ./mlruns."""
+    """A run at the server of MLFLOW_TRACKING_URI, else in ./mlflow.db; a folder is refused by MLflow 3.17."""
     mlflow = import_module("mlflow")
     named = _named(told)
     mlflow.set_experiment(named["project"])
