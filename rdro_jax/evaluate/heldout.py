@@ -45,8 +45,8 @@ def evaluate(
     loss = RDRO(alpha=examples.report.alpha if alpha is None else alpha)
     scored = HeldoutSet(examples, logps[reference], None, None).inputs(logps[model])
     prompts = examples.prompt_hashes
-    metrics = heldout_metrics(loss, scored, prompts=prompts, paired=examples.report.format == "paired")
-    intervals = heldout_intervals(loss, scored, prompts=prompts)
+    of: Any = {"prompts": prompts, "paired": examples.report.format == "paired"}
+    metrics, intervals = heldout_metrics(loss, scored, **of), heldout_intervals(loss, scored, **of)
     if completions:
         drawn = on_policy(
             model, reference=reference, examples=examples, completions=completions, max_new_tokens=max_new_tokens

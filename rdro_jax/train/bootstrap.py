@@ -36,9 +36,9 @@ def interval(values: Float[np.ndarray, "resamples"], level: float = LEVEL) -> tu
 def resampled_auc(
     scores: Float[np.ndarray, "examples"],
     desirable: Bool[np.ndarray, "examples"],
-    times: Int[np.ndarray, "resamples examples"],
+    times: Float[np.ndarray, "resamples examples"],
 ) -> Float[np.ndarray, "resamples"]:
-    """AUC where every example counts as often as it was drawn; NaN where a class was not."""
+    """AUC where every example counts as often as it was drawn, or by a weight; NaN where a class was not."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # examples of one score are one step
     positives, negatives = (
@@ -48,3 +48,21 @@ def resampled_auc(
     below = np.cumsum(negatives, axis=1) - negatives / 2
     pairs = positives.sum(1) * negatives.sum(1)
     return np.divide((positives * below).sum(1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def resampled_quantiles(
+    values: Float[np.ndarray, "examples"],
+    times: Int[np.ndarray, "resamples examples"],
+    probabilities: tuple[float, ...],
+) -> Float[np.ndarray, "resamples probabilities"]:
+    """Quantiles, linear between neighbours, of the values as often as they were drawn; NaN where none was."""
+    order = np.argsort(values, kind="stable")
+    found = np.full((len(times), len(probabilities)), np.nan)
+    for row, upto in zip(found, np.cumsum(times[:, order], axis=1), strict=True):
+        if len(upto) and upto[-1]:
+            at = (upto[-1] - 1) * np.asarray(probabilities)
+            low, high = (
+                values[order[np.searchsorted(upto, place, side="right")]] for place in (np.floor(at), np.ceil(at))
+            )
+            row[:] = low + (high - low) * (at % 1)
+    return found

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt64
-from scipy.stats import rankdata
 
 from rdro_jax.losses import LossBase, LossInputs, diagnostics
-from rdro_jax.train.bootstrap import draw_prompts, drawn_together, interval, resampled_auc
+from rdro_jax.train.bootstrap import draw_prompts, drawn_together, interval, resampled_auc, resampled_quantiles
 from rdro_jax.train.metrics import CLASSES, QUANTILES
 
 HISTOGRAM_BINS = 40
@@ -46,7 +45,7 @@ def heldout_metrics(
     By class: counts, mean completion length (tokens), mean log-prob and NLL per token (nats) and, of a loss with a
     reference, mean and 5 % and 95 % quantiles of the log-ratio (nats), its correlation with length, and the AUC, over
     all examples and over examples of one prompt. Of a ratio loss also the diagnostics of `rdro_jax.losses.diagnostics`,
-    with its alpha, and an interval of alpha_hat.
+    with its alpha, and an interval of alpha_hat. An example counts by its weight in all but counts and quantiles.
 
     `running` are the running statistics of training, which stay as they are. `paired` says that neighbours of one
     prompt, a desirable and an undesirable example, are a pair.
@@ -66,9 +65,13 @@ def heldout_metrics(
 
 
 def heldout_intervals(
-    loss: LossBase, x: LossInputs, *, prompts: UInt64[np.ndarray, "examples"] | None = None
+    loss: LossBase,
+    x: LossInputs,
+    *,
+    prompts: UInt64[np.ndarray, "examples"] | None = None,
+    paired: bool = False,
 ) -> dict[str, tuple[float | None, float | None]]:
-    """95 % bootstrap intervals, by prompt, of those of `heldout_metrics` that are means or made of means, and of AUC.
+    """95 % bootstrap intervals, by prompt, of `heldout_metrics`, but for counts, `loss_floor` and alpha_hat's own ends.
 
     Prompts are drawn with replacement, completions of one stay together; without `prompts`, or where all examples are
     of one, every example is its own.
@@ -77,7 +80,7 @@ def heldout_intervals(
         judged = _judge(loss, x, None, None, prompts)
         intervals = _resampled(loss, judged, None)
         if loss.needs_reference:
-            intervals |= _ranking_intervals(judged)
+            intervals |= _ranking_intervals(judged, paired)
         return {name: (_finite(low), _finite(high)) for name, (low, high) in intervals.items()}
 
 
@@ -165,22 +168,21 @@ def _counts(loss: LossBase, x: LossInputs) -> dict[str, Any]:
 def _figures(loss: LossBase, judged: Judged, times: Float[Array, "examples"]) -> dict[str, Any]:
     """Figures that are means or made of means, each example counted as often as `times` says."""
     x = judged.x._replace(weight=judged.x.weight * times)
-    metrics = {"loss": diagnostics.mean(judged.values, judged.weights * times), **_class_figures(loss, x, times)}
+    metrics = {"loss": diagnostics.mean(judged.values, judged.weights * times), **_class_figures(loss, x)}
     if loss.log_bound is not None:
         metrics |= _ratio_figures(x, math.exp(-loss.log_bound))
     return metrics
 
 
-def _class_figures(loss: LossBase, x: LossInputs, times: Float[Array, "examples"]) -> dict[str, Any]:
+def _class_figures(loss: LossBase, x: LossInputs) -> dict[str, Any]:
     log_ratio, lengths = x.policy_logps - x.reference_logps, x.lengths * 1.0
-    present = jnp.where(x.weight > 0, times, 0.0)
     told = {"lengths": lengths, "logps": x.policy_logps} | ({"rewards": log_ratio} if loss.needs_reference else {})
-    means = {kind: diagnostics.class_means(values, x.desirable, present) for kind, values in told.items()}
+    means = {kind: diagnostics.class_means(values, x.desirable, x.weight) for kind, values in told.items()}
     metrics = {f"{kind}/{name}": getattr(both, field) for kind, both in means.items() for name, field in FIELDS}
     metrics |= {f"nll/{name}": -metrics[f"logps/{name}"] / metrics[f"lengths/{name}"] for name in CLASSES}
     if loss.needs_reference:
         metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        members = {"all": present, "chosen": present * x.desirable, "rejected": present * ~x.desirable}
+        members = {"all": x.weight, "chosen": x.weight * x.desirable, "rejected": x.weight * ~x.desirable}
         for name, weight in members.items():
             metrics[f"length_correlation/{name}"] = diagnostics.correlation(log_ratio, lengths, weight)
     return metrics
@@ -211,82 +213,114 @@ def _ratio_figures(x: LossInputs, alpha: float) -> dict[str, Any]:
     }
 
 
-def _scores(judged: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Log-ratios, labels and prompts of the examples present."""
-    present = np.asarray(judged.x.weight) > 0
-    scores = np.asarray(judged.x.policy_logps - judged.x.reference_logps)[present]
-    return scores, np.asarray(judged.x.desirable)[present], None if judged.prompts is None else judged.prompts[present]
+class _Ranked(NamedTuple):
+    """The examples present, as numpy arrays."""
+
+    scores: Float[np.ndarray, "examples"]
+    """Log-ratios, nats."""
+    desirable: Bool[np.ndarray, "examples"]
+    weight: Float[np.ndarray, "examples"]
+    prompts: UInt64[np.ndarray, "examples"] | None
+
+
+def _ranked(judged: Judged) -> _Ranked:
+    x, prompts = judged.x, judged.prompts
+    present = np.asarray(x.weight) > 0
+    scores, desirable, weight = (
+        np.asarray(values)[present] for values in (x.policy_logps - x.reference_logps, x.desirable, x.weight)
+    )
+    return _Ranked(scores, desirable, weight, None if prompts is None else prompts[present])
 
 
 def _ranking(judged: Judged, paired: bool) -> dict[str, Any]:
-    scores, desirable, prompts = _scores(judged)
-    metrics: dict[str, Any] = {"rewards/auc": auc(scores, desirable)}
+    scores, desirable, weight, prompts = _ranked(judged)
+    metrics: dict[str, Any] = {"rewards/auc": auc(scores, desirable, weight)}
     if prompts is not None:
-        metrics["rewards/auc_within_prompt"] = auc_within(scores, desirable, prompts)
+        metrics["rewards/auc_within_prompt"] = _share(*within_prompts(scores, desirable, weight, prompts))
         if paired:
-            metrics["rewards/accuracies"] = pair_accuracy(scores, desirable, prompts)
+            metrics["rewards/accuracies"] = _share(*won_pairs(scores, desirable, weight, prompts))
     return metrics
 
 
-def _ranking_intervals(judged: Judged) -> dict[str, tuple[float, float]]:
-    scores, desirable, prompts = _scores(judged)
+def _share(won: Float[np.ndarray, "parts"], of: Float[np.ndarray, "parts"]) -> float | None:
+    return float(won.sum() / of.sum()) if of.sum() else None
+
+
+def _ranking_intervals(judged: Judged, paired: bool) -> dict[str, tuple[float, float]]:
+    scores, desirable, weight, prompts = _ranked(judged)
     group = drawn_together(prompts, len(scores))
     draws = list(draw_prompts(1 + group.max()))
-    whole = interval(np.concatenate([resampled_auc(scores, desirable, times[:, group]) for times in draws]))
+    whole = interval(np.concatenate([resampled_auc(scores, desirable, times[:, group] * weight) for times in draws]))
+    intervals = {"rewards/auc": whole}
+    for name, member in zip(CLASSES, (desirable, ~desirable), strict=True):
+        drawn = (
+            resampled_quantiles(scores[member], times[:, group[member]], tuple(QUANTILES.values())) for times in draws
+        )
+        intervals |= {
+            f"rewards/{name}_{key}": interval(values)
+            for key, values in zip(QUANTILES, np.concatenate(list(drawn)).T, strict=True)
+        }
     if prompts is None:
-        return {"rewards/auc": whole}
-    won, pairs = within_prompts(scores, desirable, prompts)
-    if len(pairs) == 1:
-        return {"rewards/auc": whole, "rewards/auc_within_prompt": whole}
+        return intervals
     # A prompt drawn twice is two prompts: no pair has a member in each.
+    won, pairs = within_prompts(scores, desirable, weight, prompts)
+    intervals["rewards/auc_within_prompt"] = whole if len(pairs) == 1 else _share_interval(won, pairs, draws)
+    if paired:
+        won, pairs = won_pairs(scores, desirable, weight, prompts)
+        won, pairs = (np.bincount(group, weights=values) for values in (won, pairs))
+        intervals["rewards/accuracies"] = _share_interval(won, pairs, draws)
+    return intervals
+
+
+def _share_interval(
+    won: Float[np.ndarray, "prompts"], of: Float[np.ndarray, "prompts"], draws: list[Any]
+) -> tuple[float, float]:
+    """Of the share won, where each prompt counts as often as it was drawn."""
     times = np.concatenate(draws)
-    count = times @ pairs
-    within = np.divide(times @ won, count, out=np.full(len(times), np.nan), where=count > 0)
-    return {"rewards/auc": whole, "rewards/auc_within_prompt": interval(within)}
+    count = times @ of
+    return interval(np.divide(times @ won, count, out=np.full(len(times), np.nan), where=count > 0))
 
 
-def auc(scores: Float[np.ndarray, "examples"], desirable: Bool[np.ndarray, "examples"]) -> float | None:
-    """Area under the ROC curve, ties counted half: the Mann-Whitney statistic over the number of pairs.
+def auc(
+    scores: Float[np.ndarray, "examples"],
+    desirable: Bool[np.ndarray, "examples"],
+    weight: Float[np.ndarray, "examples"] | None = None,
+) -> float | None:
+    """Area under the ROC curve, ties counted half, each pair by the product of its weights.
 
     The probability that a desirable example's score exceeds an undesirable one's; None where a class is missing.
     """
-    positives = int(desirable.sum())
-    negatives = len(desirable) - positives
-    if not positives or not negatives:
+    if desirable.all() or not desirable.any():
         return None
-    ranks = rankdata(scores)[desirable].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def auc_within(
-    scores: Float[np.ndarray, "examples"],
-    desirable: Bool[np.ndarray, "examples"],
-    groups: UInt64[np.ndarray, "examples"],
-) -> float | None:
-    """AUC over the pairs whose two examples are of one group; None where there is no such pair."""
-    won, pairs = within_prompts(scores, desirable, groups)
-    return float(won.sum() / pairs.sum()) if pairs.sum() else None
+    once = np.ones(len(scores)) if weight is None else weight
+    return float(resampled_auc(scores, desirable, once[None])[0])
 
 
 def within_prompts(
     scores: Float[np.ndarray, "examples"],
     desirable: Bool[np.ndarray, "examples"],
+    weight: Float[np.ndarray, "examples"],
     groups: UInt64[np.ndarray, "examples"],
 ) -> tuple[Float[np.ndarray, "prompts"], Float[np.ndarray, "prompts"]]:
-    """Of each group in sorted order, how many of its pairs of both classes are won, ties half, and how many it has."""
+    """Of each group in sorted order, the weight of its pairs of both classes that are won, ties half, and of all."""
     order = np.argsort(groups, kind="stable")
-    borders = np.flatnonzero(np.diff(groups[order])) + 1
-    parts = np.split(order, borders)
-    pairs = np.array([desirable[part].sum() * (~desirable[part]).sum() for part in parts], float)
-    won = [n * (auc(scores[part], desirable[part]) or 0.0) if n else 0.0 for part, n in zip(parts, pairs, strict=True)]
-    return np.array(won), pairs
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    pairs = np.array([weight[part][desirable[part]].sum() * weight[part][~desirable[part]].sum() for part in parts])
+    shares = np.array([auc(scores[part], desirable[part], weight[part]) or 0.0 for part in parts])
+    return shares * pairs, pairs
 
 
-def pair_accuracy(
+def won_pairs(
     scores: Float[np.ndarray, "examples"],
     desirable: Bool[np.ndarray, "examples"],
+    weight: Float[np.ndarray, "examples"],
     groups: UInt64[np.ndarray, "examples"],
-) -> float | None:
-    """Share of pairs, neighbours of one group with the desirable example first, whose first score is the higher."""
-    pair = desirable[:-1] & ~desirable[1:] & (groups[:-1] == groups[1:])
-    return float((scores[:-1] > scores[1:])[pair].mean()) if pair.any() else None
+) -> tuple[Float[np.ndarray, "examples"], Float[np.ndarray, "examples"]]:
+    """Of each example its pair's weight if the pair is won, and if it is one: both 0 for what begins no pair.
+
+    A pair is neighbours of one group with the desirable example first; its weight is that example's, and it is won
+    where the first score is the higher.
+    """
+    begins = np.append(desirable[:-1] & ~desirable[1:] & (groups[:-1] == groups[1:]), False)
+    higher = np.append(scores[:-1] > scores[1:], False)
+    return weight * (begins & higher), weight * begins

@@ -65,6 +65,24 @@ def test_held_out_figures(kind):
     np.testing.assert_allclose(drawn, np.stack([mean, observed], axis=1), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["random", "ties"])
+def test_weights_are_sample_weights(kind):
+    s, liked, prompts = rows(kind)
+    weight = np.random.default_rng(2).uniform(0.1, 4, COUNT).astype(np.float32)
+    x = LossInputs(s, np.zeros(COUNT, np.float32), np.ones(COUNT, int), liked, weight)
+    got = heldout_metrics(RDRO(alpha=ALPHA), x, prompts=prompts)
+    forecast = np.minimum(ALPHA * np.exp(s.astype(np.float64)), 1)
+    weight = weight.astype(np.float64)
+    wanted = {
+        "rewards/auc": roc_auc_score(liked, s, sample_weight=weight),
+        "rewards/chosen": np.average(s[liked], weights=weight[liked]),
+        "divergence/kl": np.average(s[liked], weights=weight[liked]),
+        "calibration/brier": brier_score_loss(liked, forecast, sample_weight=weight),
+        "ratio/over_bound": np.average(np.exp(s) > 1 / ALPHA, weights=weight),
+    }
+    assert {name: got[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+
+
 def test_regressions_of_the_win_rates():
     random = np.random.default_rng(1)
     design = np.column_stack([np.ones(300), random.normal(size=(300, 2))])

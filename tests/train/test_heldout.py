@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from rdro_jax.losses import BCO, KTO, RDRO, SFT, LossInputs
+from rdro_jax.losses import BCO, KTO, RDRO, SFT, APOZeroUnpaired, LossInputs
 from rdro_jax.study.worlds import ALPHA, draw_worlds
-from rdro_jax.train.bootstrap import draw_prompts, interval, resampled_auc
-from rdro_jax.train.heldout import auc, heldout_intervals, heldout_metrics, heldout_pictures, pair_accuracy
+from rdro_jax.train.bootstrap import draw_prompts, interval
+from rdro_jax.train.heldout import auc, heldout_intervals, heldout_metrics, heldout_pictures
 
 
 def brute_auc(scores, desirable):
@@ -28,12 +28,6 @@ def test_auc_of_one_class_is_none_and_of_constants_a_half():
     assert auc(np.ones(4), np.array([True, False, True, False])) == 0.5
 
 
-def brute_ece(forecast, observed):
-    bins = np.clip(np.floor(forecast * 10), 0, 9)
-    members = [bins == number for number in range(10)]
-    return sum(abs(forecast[m].mean() - observed[m].mean()) * m.mean() for m in members if m.any())
-
-
 def held_out(count=50, seed=0):
     rng = np.random.default_rng(seed)
     desirable, prompts = rng.random(count) < 0.4, rng.integers(0, 12, count).astype(np.uint64)
@@ -42,66 +36,94 @@ def held_out(count=50, seed=0):
     return LossInputs(policy, reference, rng.integers(1, 9, count), desirable, np.ones(count, np.float32)), prompts
 
 
-@pytest.mark.parametrize("spread", [1, None, 0], ids=["random", "ties", "constant"])
+def weighted_auc(scores, liked, weight, prompts=None):
+    """Over all pairs of both classes, one by one; those of one prompt only where prompts are told."""
+    won = pairs = 0.0
+    for i in np.flatnonzero(liked):
+        for j in np.flatnonzero(~liked):
+            if prompts is None or prompts[i] == prompts[j]:
+                pairs += weight[i] * weight[j]
+                won += weight[i] * weight[j] * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
+    return won / pairs if pairs else math.nan
+
+
+def definitions(x, prompts, alpha):
+    """Every figure of RDRO by its definition, in numpy; NaN where it has nothing to stand on."""
+    mean = lambda values, w: (values * w).sum() / w.sum() if w.sum() else math.nan  # noqa: E731
+    y, s = x.policy_logps.astype(np.float64), x.policy_logps.astype(np.float64) - x.reference_logps
+    liked, w, n, r = x.desirable, x.weight.astype(np.float64), x.lengths, np.exp(s)
+
+    def correlation(member):
+        if not member.any() or np.ptp(s[member]) == 0:
+            return math.nan
+        covariance = np.cov(s[member], n[member], aweights=w[member])
+        return covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+
+    plus, minus = w * liked, w * ~liked
+    eta, over = np.minimum(alpha * r, 1), (r > 1 / alpha) * 1.0
+    means = mean(r, plus), mean(r, minus)
+    every = np.ones(len(s), bool)
+    bins = [np.clip(np.floor(eta * 10), 0, 9) == number for number in range(10)]
+    objective = mean(np.log1p(1 / r) + alpha * np.log1p(r), plus) + (1 - alpha) * mean(np.log1p(r), minus)
+    wanted = {
+        "loss": mean(np.log1p(r) + liked * np.log1p(1 / r) / alpha, w),
+        "loss_floor": (1 + alpha) * np.log(1 + alpha) - alpha * np.log(alpha),
+        "rewards/margins": mean(s, plus) - mean(s, minus),
+        "rewards/auc": weighted_auc(s, liked, w),
+        "rewards/auc_within_prompt": weighted_auc(s, liked, w, prompts),
+        "length_correlation/all": correlation(every),
+        "ratio/over_bound": mean(over, w),
+        "ratio/normalisation": alpha * means[0] + (1 - alpha) * means[1],
+        "ratio/effective_share": (w * r).sum() ** 2 / (w.sum() * (w * r**2).sum()),
+        "ratio/preferred_rate": (plus * r).sum() / (w * r).sum(),
+        "alpha_hat/value": math.nan if np.ptp(s) == 0 else (1 - means[1]) / (means[0] - means[1]),
+        "calibration/brier": mean((eta - liked) ** 2, w),
+        "calibration/ece": sum(
+            abs(mean(eta[m], w[m]) - mean(liked[m], w[m])) * w[m].sum() / w.sum() for m in bins if m.any()
+        ),
+        "divergence/kl": mean(s, plus),
+        "divergence/policy_kl": (w * r * s).sum() / (w * r).sum(),
+        "divergence/reference_kl": -mean(s, w),
+        "divergence/pearson": means[0] - (alpha * mean(r**2, plus) + (1 - alpha) * mean(r**2, minus)) / 2 - 0.5,
+        "divergence/jensen_shannon": np.log(2) - objective / 2,
+    }
+    for name, member in (("chosen", liked), ("rejected", ~liked)):
+        part = w * member
+        wanted |= {
+            f"counts/{name}": member.sum(),
+            f"lengths/{name}": mean(n, part),
+            f"logps/{name}": mean(y, part),
+            f"nll/{name}": -(part * y).sum() / (part * n).sum() if member.any() else math.nan,
+            f"rewards/{name}": mean(s, part),
+            f"rewards/{name}_p5": np.quantile(s[member], 0.05) if member.any() else math.nan,
+            f"rewards/{name}_p95": np.quantile(s[member], 0.95) if member.any() else math.nan,
+            f"length_correlation/{name}": correlation(member),
+            f"ratio/over_bound_{name}": mean(over, part),
+        }
+    return wanted
+
+
+@pytest.mark.parametrize("weights", ["once", "weighted"])
+@pytest.mark.parametrize("kind", ["random", "ties", "constant", "all desirable", "all undesirable"])
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_metrics_equal_their_definitions(spread):
+def test_metrics_equal_their_definitions(kind, weights):
     x, prompts = held_out()
-    s = x.policy_logps - x.reference_logps
     # Whole numbers near the reference's, so that equal log-ratios are equal to the last bit.
     level = np.round(x.reference_logps)
-    x = (
-        x
-        if spread == 1
-        else x._replace(reference_logps=level, policy_logps=level + np.round(s if spread is None else 1))
-    )
-    liked = x.desirable
-    s = x.policy_logps.astype(np.float64) - x.reference_logps
-    r, alpha = np.exp(s), 0.39
-    got = heldout_metrics(RDRO(alpha=alpha), x, prompts=prompts)
-    loss = np.log1p(r) + liked * np.log1p(1 / r) / alpha
-    in_prompt = [
-        (s[i] > s[j]) + 0.5 * (s[i] == s[j])
-        for i in np.flatnonzero(liked)
-        for j in np.flatnonzero(~liked)
-        if prompts[i] == prompts[j]
-    ]
-    eta = np.minimum(alpha * r, 1)
-    wanted = {
-        "loss": loss.mean(),
-        "loss_floor": 1.39 * np.log(1.39) - 0.39 * np.log(0.39),
-        "counts/chosen": liked.sum(),
-        "lengths/rejected": x.lengths[~liked].mean(),
-        "logps/chosen": x.policy_logps[liked].mean(dtype=np.float64),
-        "rewards/chosen": s[liked].mean(),
-        "rewards/rejected": s[~liked].mean(),
-        "rewards/chosen_p5": np.quantile(s[liked], 0.05),
-        "rewards/rejected_p95": np.quantile(s[~liked], 0.95),
-        "rewards/auc": brute_auc(s, liked),
-        "rewards/auc_within_prompt": np.mean(in_prompt),
-        "ratio/over_bound": (r > 1 / alpha).mean(),
-        "ratio/normalisation": alpha * r[liked].mean() + (1 - alpha) * r[~liked].mean(),
-        "ratio/effective_share": r.sum() ** 2 / (len(r) * (r**2).sum()),
-        "ratio/preferred_rate": r[liked].sum() / r.sum(),
-        "alpha_hat/value": (1 - r[~liked].mean()) / (r[liked].mean() - r[~liked].mean()),
-        "calibration/brier": ((eta - liked) ** 2).mean(),
-        "divergence/kl": s[liked].mean(),
-        "divergence/policy_kl": (r * s).sum() / r.sum(),
-        "divergence/reference_kl": -s.mean(),
-        "ratio/over_bound_chosen": (r > 1 / alpha)[liked].mean(),
-        "ratio/over_bound_rejected": (r > 1 / alpha)[~liked].mean(),
-        "nll/chosen": -x.policy_logps[liked].sum(dtype=np.float64) / x.lengths[liked].sum(),
-        "rewards/margins": s[liked].mean() - s[~liked].mean(),
-        "length_correlation/all": np.corrcoef(s, x.lengths)[0, 1],
-        "length_correlation/rejected": np.corrcoef(s[~liked], x.lengths[~liked])[0, 1],
-        "calibration/ece": brute_ece(eta, liked),
-    }
-    told = {name: math.nan if got[name] is None else got[name] for name in wanted}
-    if spread == 0:
-        wanted["alpha_hat/value"] = math.nan  # 0/0, whatever rounding makes of it
-        assert np.isnan(wanted["length_correlation/all"])
-    else:
-        assert got["alpha_hat/low"] < got["alpha_hat/value"] < got["alpha_hat/high"]
-    assert told == pytest.approx(wanted, rel=1e-9, nan_ok=True)
+    if kind in ("ties", "constant"):
+        s = np.round(x.policy_logps - x.reference_logps) if kind == "ties" else 1
+        x = x._replace(reference_logps=level, policy_logps=level + s)
+    if kind.startswith("all"):
+        x = x._replace(desirable=np.full(50, kind == "all desirable"))
+    if weights == "weighted":
+        x = x._replace(weight=np.random.default_rng(1).uniform(0.2, 3, 50).astype(np.float32))
+    got, wanted = heldout_metrics(RDRO(alpha=0.39), x, prompts=prompts), definitions(x, prompts, 0.39)
+    low, high = got.pop("alpha_hat/low"), got.pop("alpha_hat/high")
+    if kind in ("random", "ties"):
+        assert low < got["alpha_hat/value"] < high
+    told = {name: math.nan if value is None else value for name, value in got.items()}
+    assert told.keys() == wanted.keys()
+    assert told == pytest.approx(wanted, rel=1e-9, abs=1e-12, nan_ok=True)
 
 
 def test_a_loss_without_a_reference_has_no_ratios():
@@ -140,13 +162,15 @@ def test_one_class_and_infinite_ratios_give_none_not_nan():
     assert constant["alpha_hat/value"] is None
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_intervals_are_quantiles_over_resampled_prompts():
     """Every figure of a resample equals that of the rows of the drawn prompts, written out as often as drawn."""
     x, prompts = held_out()
+    x = x._replace(weight=np.random.default_rng(1).uniform(0.2, 3, 50).astype(np.float32))
     got = heldout_intervals(RDRO(alpha=0.39), x, prompts=prompts)
-    s, names = x.policy_logps.astype(np.float64) - x.reference_logps, np.unique(prompts)
+    names = np.unique(prompts)
     times = np.concatenate(list(draw_prompts(len(names))))
-    normalisation, ranked, within = [], [], []
+    resamples = []
     for drawn in times:
         rows = np.concatenate(
             [np.tile(np.flatnonzero(prompts == name), n) for name, n in zip(names, drawn, strict=True)]
@@ -154,15 +178,13 @@ def test_intervals_are_quantiles_over_resampled_prompts():
         copies = np.concatenate(
             [np.repeat(np.arange(n) + 100 * i, (prompts == names[i]).sum()) for i, n in enumerate(drawn)]
         )
-        r, liked = np.exp(s[rows]), x.desirable[rows]
-        normalisation.append(0.39 * r[liked].mean() + 0.61 * r[~liked].mean())
-        ranked.append(auc(s[rows], liked))
-        within.append(auc_by_pairs(s[rows], liked, copies))
-    assert got["ratio/normalisation"] == pytest.approx(interval(np.array(normalisation)), rel=1e-9)
-    assert got["rewards/auc"] == pytest.approx(interval(np.array(ranked)), rel=1e-9)
-    assert got["rewards/auc_within_prompt"] == pytest.approx(interval(np.array(within)), rel=1e-9)
-    tied = np.round(s)
-    np.testing.assert_allclose(resampled_auc(tied, x.desirable, np.ones((1, 50), int)), auc(tied, x.desirable))
+        resampled = x._replace(**{key: getattr(x, key)[rows] for key in x._fields[:5]})
+        resamples.append(definitions(resampled, copies, 0.39))
+    fixed = {"loss_floor", "counts/chosen", "counts/rejected"}
+    wanted = {key: interval(np.array([one[key] for one in resamples])) for key in resamples[0].keys() - fixed}
+    assert got.keys() == wanted.keys()
+    for key, ends in wanted.items():
+        assert got[key] == pytest.approx(ends, rel=1e-9, abs=1e-12), key
     assert times.shape == (1000, len(names))
     assert (times.sum(1) == len(names)).all()
 
@@ -175,12 +197,6 @@ def test_rows_of_one_prompt_are_resampled_by_themselves():
     assert shared["rewards/auc_within_prompt"] == shared["rewards/auc"]
     assert alone == {name: ends for name, ends in shared.items() if name != "rewards/auc_within_prompt"}
     assert all(low < high for name, (low, high) in alone.items() if not name.startswith("counts"))
-
-
-def auc_by_pairs(s, liked, groups):
-    won = (s[:, None] > s) + 0.5 * (s[:, None] == s)
-    pairs = liked[:, None] & ~liked & (groups[:, None] == groups)
-    return won[pairs].mean()
 
 
 def test_known_truth_is_found():
@@ -208,9 +224,16 @@ def test_known_truth_is_found():
 
 
 def test_accuracy_is_over_pairs_of_neighbours():
-    scores, prompts = np.array([2.0, 1, 0, 3, 4, 4, 9]), np.array([1, 1, 2, 2, 3, 3, 3], np.uint64)
-    assert pair_accuracy(scores, np.array([1, 0, 1, 0, 1, 0, 0], bool), prompts) == pytest.approx(1 / 3)
-    assert pair_accuracy(scores, np.ones(7, bool), prompts) is None
+    scores, prompts = np.array([2.0, 1, 0, 3, 4, 4, 9], np.float32), np.array([1, 1, 2, 2, 3, 3, 3], np.uint64)
+    weight = np.array([2, 2, 1, 1, 3, 3, 3], np.float32)
+    x = LossInputs(scores, np.zeros(7, np.float32), np.ones(7, int), np.array([1, 0, 1, 0, 1, 0, 0], bool), weight)
+    of = {"prompts": prompts, "paired": True}
+    assert heldout_metrics(APOZeroUnpaired(), x, **of)["rewards/accuracies"] == pytest.approx(2 / 6)
+    drawn = np.concatenate(list(draw_prompts(3)))
+    wanted = interval(drawn @ [2, 0, 0] / (drawn @ [2, 1, 3]))
+    assert heldout_intervals(APOZeroUnpaired(), x, **of)["rewards/accuracies"] == pytest.approx(wanted)
+    alone = x._replace(desirable=np.ones(7, bool))
+    assert heldout_metrics(APOZeroUnpaired(), alone, **of)["rewards/accuracies"] is None
 
 
 def test_pictures_count_every_example_once():
