@@ -88,13 +88,28 @@ def _contest(first: Mapping[str, str], second: Mapping[str, str], judge: Judge) 
     if not first:
         raise RecordError("no instruction is answered; wanted rows of instruction and output")
     sides = (first, second)
-    scores = np.array([[judge(prompt, side[prompt]) for side in sides] for prompt in second], float)
-    for prompt, pair in zip(second, scores, strict=True):
-        if np.isnan(pair).any():
-            raise ConfigError(f"--judge: no number for an answer to '{prompt[:80]}'; wanted score(...) -> float")
+    scores = np.array([[_score(judge, prompt, side[prompt]) for side in sides] for prompt in second])
     lengths = np.array([[len(side[prompt]) for side in sides] for prompt in second], float)
     outcome = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
     return Contest(outcome, length_terms(lengths[:, 0] - lengths[:, 1]), scores, lengths)
+
+
+def _score(judge: Judge, prompt: str, completion: str) -> float:
+    """The judge's number. Raises: ConfigError where it gives none or fails."""
+    who = f"--judge: {getattr(judge, '__name__', judge)}: an answer to '{prompt[:80]}'"
+    try:
+        given = judge(prompt, completion)
+    except Exception as error:
+        raise ConfigError(
+            f"{who}: {type(error).__name__}: {error}; wanted score(prompt, completion) -> float"
+        ) from error
+    try:
+        score = float(given)
+    except (TypeError, ValueError):
+        score = float("nan")
+    if np.isnan(score):
+        raise ConfigError(f"{who}: got {given!r:.80}, no number; wanted score(prompt, completion) -> float")
+    return score
 
 
 def _by_instruction(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -102,6 +117,8 @@ def _by_instruction(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("instruction"), str) or not isinstance(row.get("output"), str):
             raise RecordError(f"row {number}: wanted the texts instruction and output")
+        if row["instruction"] in found:
+            raise RecordError(f"row {number}: '{row['instruction'][:80]}' is answered twice; wanted each once")
         found[row["instruction"]] = row["output"]
     return found
 

@@ -11,8 +11,19 @@ from rdro_jax.errors import RecordError, StorageError
 from rdro_jax.generate import Sampling
 from rdro_jax.generate.chat import Assistant, answer
 
-TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-"""Of MT-Bench by category, as FastChat has them; 0 for the others."""
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+"""Of MT-Bench by category, as FastChat has them."""
+OTHER_TEMPERATURE = 0.7
+"""FastChat's for a question of another category, or of none."""
 TURNS = 2
 
 
@@ -77,7 +88,7 @@ def mt_bench_answers(
 
 
 def _temperature(question: Mapping[str, Any]) -> float:
-    return TEMPERATURES.get(question.get("category", ""), 0.0)
+    return TEMPERATURES.get(question.get("category", ""), OTHER_TEMPERATURE)
 
 
 def read_questions(path: Path) -> list[dict[str, Any]]:

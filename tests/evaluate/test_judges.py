@@ -1,6 +1,7 @@
 """Win rates against direct computations, and a judge that prefers long answers."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -117,8 +118,13 @@ def test_faults_are_named(tmp_path):
         compare(rows_of(["a", "b"]), rows_of(["a"]), longer)
     with pytest.raises(RecordError, match="wanted the texts instruction and output"):
         compare([{"instruction": "x"}], rows_of(["a"]), longer)
-    with pytest.raises(ConfigError, match="no number for an answer to 'prompt 0'"):
-        compare(rows_of(["a"]), rows_of(["b"]), lambda prompt, completion: None)
+    for given in (None, "good", float("nan")):
+        with pytest.raises(ConfigError, match=r"an answer to 'prompt 0': got .*, no number"):
+            compare(rows_of(["a"]), rows_of(["b"]), lambda prompt, completion, given=given: given)
+    with pytest.raises(ConfigError, match="last_number: an answer to 'prompt 0': ValueError: could not convert"):
+        compare(rows_of(["a"]), rows_of(["b"]), last_number)
+    with pytest.raises(RecordError, match="row 2: 'prompt 0' is answered twice"):
+        compare(rows_of(["a"]) * 2, rows_of(["b"]), longer)
     with pytest.raises(ConfigError, match="wanted module:function"):
         load_judge("length")
     with pytest.raises(ConfigError, match="no_such_module"):
@@ -128,7 +134,8 @@ def test_faults_are_named(tmp_path):
 def test_the_command_compares_files_with_a_judge_of_the_working_directory(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine_judge.py").write_text("def score(prompt, completion):\n    return len(completion)\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    # As the installed command has it, whose path does not begin with the working directory.
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     for name, outputs in (("a", ["xx", "yy"]), ("b", ["x", "y"])):
         (tmp_path / f"{name}.json").write_text(json.dumps(rows_of(outputs)))
     assert main(["eval", "judge", "a.json", "b.json", "--judge", "mine_judge:score"]) == 0

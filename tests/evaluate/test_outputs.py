@@ -55,6 +55,12 @@ def test_the_second_turn_sees_the_first_answer_at_the_category_s_temperature(ask
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
 
 
+def test_a_question_of_no_known_category_has_fastchat_s_default_temperature(asked):
+    questions = [{"question_id": 1, "turns": ["a", "b"]}, {"question_id": 2, "category": "law", "turns": ["c", "d"]}]
+    outputs.mt_bench_answers(None, questions, model_id="mine", max_new_tokens=8)
+    assert {temperature for _, temperature in asked} == {0.7}
+
+
 def test_questions_and_files_are_checked(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "turns": ["a", "b"]}\n\n{"question_id": 2, "turns": ["a"]}\n')
     with pytest.raises(RecordError, match=r"q.jsonl:2: wanted question_id, category and a list of two turns"):
