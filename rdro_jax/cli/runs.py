@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdro_jax.cli.parser import add_command, add_config, positive, share
-from rdro_jax.errors import StorageError
+from rdro_jax.errors import ConfigError, StorageError
 
 
 def add_train(commands: Any) -> None:
@@ -61,22 +61,26 @@ def add_eval(commands: Any) -> None:
         "eval",
         _eval,
         "measure a policy against its reference on labelled rows",
-        "rdro eval runs/first --reference models/base --data held_out.jsonl",
-        "\nHeld-out RDRO loss and its floor, AUC, calibration, divergences, means by class, alpha_hat, with 95 %"
-        "\nbootstrap intervals by prompt: a table on a terminal, elsewhere a JSON object, with the histogram and the"
+        "rdro eval runs/first --data held_out.jsonl",
+        "\nOf a run, or a checkpoint of one, loss, alpha, precision, columns and reference are as trained; of any other"
+        "\nmodel it is RDRO in float32. The loss and its floor, AUC, calibration, divergences, means by class,"
+        "\nalpha_hat, with 95 % bootstrap intervals by prompt: a table on a terminal, elsewhere JSON with histogram and"
         "\nreliability curve. docs/evaluation.md says what each figure is.",
     )
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, or the folder of a run")
-    parser.add_argument("--reference", metavar="DIR", required=True, help="Hugging Face folder of the reference")
-    parser.add_argument("--data", metavar="FILE", required=True, help="JSONL rows of prompt, completion, label")
-    parser.add_argument("--max-length", metavar="N", type=positive, default=1024, help="tokens per row (default 1024)")
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, RUN, or RUN/checkpoint-N")
+    parser.add_argument("--reference", metavar="DIR", help="Hugging Face folder of the reference (default: the run's)")
+    parser.add_argument("--data", metavar="FILE", help="JSONL rows of prompt, completion, label (default: the run's)")
+    parser.add_argument("--max-length", metavar="N", type=positive, help="tokens per row (default: the run's, or 1024)")
+    parser.add_argument("--step", metavar="N", type=int, help="checkpoint of the run (default: its end, or the newest)")
     parser.add_argument(
         "--samples",
         metavar="FILE",
         type=Path,
         help="write 50 rows by token; as RUN/samples.jsonl `rdro report` shows them",
     )
-    parser.add_argument("--alpha", metavar="A", type=share, help="share of desirable rows (default: that of the data)")
+    parser.add_argument(
+        "--alpha", metavar="A", type=share, help="share of desirable rows (default: the run's, or FILE's)"
+    )
     parser.add_argument(
         "--completions", metavar="N", type=positive, default=0, help="KL on N completions per prompt by the policy too"
     )
@@ -89,7 +93,9 @@ def _eval(arguments: argparse.Namespace) -> None:
     initialize()
     from rdro_jax.evaluate import evaluate
 
-    names = ("reference", "data", "max_length", "alpha", "completions", "max_new_tokens")
+    if arguments.samples is not None and None in (arguments.reference, arguments.data):
+        raise ConfigError("--samples: wanted with --reference and --data")
+    names = ("reference", "data", "max_length", "alpha", "step", "completions", "max_new_tokens")
     metrics = evaluate(arguments.model, **{name: getattr(arguments, name) for name in names})
     if is_first():
         _print_figures(metrics)
@@ -97,7 +103,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         from rdro_jax.evaluate.outputs import write_rows
         from rdro_jax.evaluate.samples import token_rows
 
-        of = {"reference": arguments.reference, "data": arguments.data, "max_length": arguments.max_length}
+        of = {"reference": arguments.reference, "data": arguments.data, "max_length": arguments.max_length or 1024}
         write_rows(arguments.samples, token_rows(arguments.model, **of))
 
 

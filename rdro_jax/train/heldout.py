@@ -68,6 +68,8 @@ def heldout_intervals(
     loss: LossBase,
     x: LossInputs,
     *,
+    mismatched: LossInputs | None = None,
+    running: Any = None,
     prompts: UInt64[np.ndarray, "examples"] | None = None,
     paired: bool = False,
 ) -> dict[str, tuple[float | None, float | None]]:
@@ -77,7 +79,7 @@ def heldout_intervals(
     of one, every example is its own.
     """
     with _float64():
-        judged = _judge(loss, x, None, None, prompts)
+        judged = _judge(loss, x, mismatched, running, prompts)
         intervals = _resampled(loss, judged, None)
         if loss.needs_reference:
             intervals |= _ranking_intervals(judged, paired)

@@ -104,6 +104,24 @@ def test_the_command_samples_from_the_policy(tmp_path, capsys):
     assert 1 <= told["on_policy/lengths"] <= 4
 
 
+def test_one_class_is_measured_against_a_named_alpha(tmp_path, capsys):
+    folder = write_folder(tmp_path)
+    (tmp_path / "liked.jsonl").write_text('{"prompt": "a b", "completion": "c", "label": true}\n' * 3)
+    asked = [
+        "eval",
+        str(folder / "model"),
+        "--reference",
+        str(folder / "model"),
+        "--data",
+        str(tmp_path / "liked.jsonl"),
+    ]
+    assert main([*asked, "--max-length", "32"]) == 3
+    assert "label: true in all 3 rows" in capsys.readouterr().err
+    assert main([*asked, "--max-length", "32", "--alpha", "0.4"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["counts/chosen"], told["rewards/auc"], told["divergence/kl"]) == (3, None, 0)
+
+
 def test_a_terminal_gets_the_figures_as_a_table(capsys, monkeypatch):
     figures = {"rewards/auc": 0.80934, "loss": 1.5, "alpha_hat/value": None, "log_ratio": {"edges": [0.25, 0.75]}}
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

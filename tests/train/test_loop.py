@@ -77,11 +77,34 @@ def test_a_run_learns_and_leaves_a_model(config_file, tmp_path):
         assert file.name == "README.md" or file.read_bytes() == (newest / file.name).read_bytes()
     assert f"after {saved} steps of rdro\n" in (newest / "README.md").read_text()
     assert f"after {len(steps)} steps of rdro\n" in (result.run_dir / "README.md").read_text()
-    same = evaluate(result.run_dir, **held_out, max_length=32, slots=4, alpha=alpha)
+    same = evaluate(result.run_dir, **held_out)
     logged = {name[5:]: value for name, value in result.metrics.items() if name.startswith("eval_")}
     assert {name: same[name] for name in logged} == pytest.approx(logged, abs=1e-4)
     low, high = same["intervals"]["loss"]
     assert low < same["loss"] < high
+
+
+HOW = {
+    "kto": ["loss.name=kto"],
+    "bco in bfloat16": ["loss.name=bco", "model.compute_dtype=bfloat16"],
+    "pairs": ["loss.name=dpo", "data.pair_by_prompt=true", "num_train_epochs=6"],
+    "least squares": ["loss={name: rdro, generator: least_squares, alpha: prompt}", "data.truncation=drop"],
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_command_tells_what_the_run_logged(how, config_file):
+    """Whatever the loss and the precision, of the finished run and of its checkpoints, exported or not."""
+    config = load_config(config_file, [*ONE_DEVICE, "max_steps=5", "eval_steps=3", "report_to=[]", *HOW[how]])
+    run = train(config).run_dir
+    logged = {line["step"]: line for line in read_metrics(run / "metrics.jsonl") if "eval_loss" in line}
+    found = {5: evaluate(run), 3: evaluate(run / "checkpoint-3")}
+    (run / "config.json").unlink()  # as a run that is not finished
+    found[6] = evaluate(run)
+    for step, told in found.items():
+        wanted = {name[5:]: value for name, value in logged[min(step, 5)].items() if name.startswith("eval_")}
+        assert {name: told[name] for name in wanted} == pytest.approx(wanted, abs=1e-4, nan_ok=True)
+    assert logged[3]["eval_loss"] != logged[5]["eval_loss"]
 
 
 def test_every_example_once_per_epoch(config_file):
