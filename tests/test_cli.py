@@ -232,8 +232,9 @@ def test_eval_prints_json(run, room):
             {
                 "reference": "base",
                 "data": "rows.jsonl",
-                "max_length": 1024,
+                "max_length": None,
                 "alpha": None,
+                "step": None,
                 "completions": 0,
                 "max_new_tokens": 256,
             },
