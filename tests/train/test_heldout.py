@@ -225,12 +225,12 @@ def test_known_truth_is_found():
 
 def test_accuracy_is_over_pairs_of_neighbours():
     scores, prompts = np.array([2.0, 1, 0, 3, 4, 4, 9], np.float32), np.array([1, 1, 2, 2, 3, 3, 3], np.uint64)
-    weight = np.array([2, 2, 1, 1, 3, 3, 3], np.float32)
+    weight = np.array([2, 2, 1, 1, 4, 4, 4], np.float32)
     x = LossInputs(scores, np.zeros(7, np.float32), np.ones(7, int), np.array([1, 0, 1, 0, 1, 0, 0], bool), weight)
     of = {"prompts": prompts, "paired": True}
-    assert heldout_metrics(APOZeroUnpaired(), x, **of)["rewards/accuracies"] == pytest.approx(2 / 6)
+    assert heldout_metrics(APOZeroUnpaired(), x, **of)["rewards/accuracies"] == pytest.approx(2 / 7)
     drawn = np.concatenate(list(draw_prompts(3)))
-    wanted = interval(drawn @ [2, 0, 0] / (drawn @ [2, 1, 3]))
+    wanted = interval(drawn @ [2, 0, 0] / (drawn @ [2, 1, 4]))
     assert heldout_intervals(APOZeroUnpaired(), x, **of)["rewards/accuracies"] == pytest.approx(wanted)
     alone = x._replace(desirable=np.ones(7, bool))
     assert heldout_metrics(APOZeroUnpaired(), alone, **of)["rewards/accuracies"] is None
