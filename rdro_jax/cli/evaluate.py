@@ -29,6 +29,7 @@ def add_eval_lm(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder, or the folder of a run")
     parser.add_argument("--tasks", metavar="A,B", required=True, help="tasks by the harness's names")
+    parser.add_argument("--include-path", metavar="DIR", help="folder of YAML files of further tasks")
     parser.add_argument("--num-fewshot", metavar="N", type=int, help="examples in the prompt (default: the task's)")
     parser.add_argument("--limit", metavar="N", type=positive, help="first N documents of each task")
     parser.add_argument("--chat", action="store_true", help="ask by the model's chat template")
@@ -39,7 +40,8 @@ def _lm(arguments: argparse.Namespace) -> None:
 
     tasks = [task.strip() for task in arguments.tasks.split(",") if task.strip()]
     options = {"num_fewshot": arguments.num_fewshot, "limit": arguments.limit, "apply_chat_template": arguments.chat}
-    print(json.dumps(run_tasks(arguments.model, tasks, **options), indent=2, default=str))
+    found = run_tasks(arguments.model, tasks, include_path=arguments.include_path, **options)
+    print(json.dumps(found, indent=2, default=str))
 
 
 def _add_answering(parser: argparse.ArgumentParser, asked: str, what: str) -> None:

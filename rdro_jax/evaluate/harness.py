@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jinja2 import TemplateError
 
 from rdro_jax.data.chat import load_tokenizer
 from rdro_jax.errors import ConfigError
@@ -72,12 +73,16 @@ class Answers:
         )
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
+        render = partial(
+            self.tokenizer.apply_chat_template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+        try:
+            return render(chat_history)
+        except TemplateError:  # as the harness does: a task's description becomes a turn that some templates refuse
+            return render([turn for turn in chat_history if turn["role"] != "system"])
 
 
 def make_harness_model(folder: str | Path) -> Any:
@@ -155,10 +160,19 @@ def _generate(
     return texts
 
 
-def run_tasks(folder: str | Path, tasks: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Results of the harness's tasks by name: `lm_eval.simple_evaluate`, whose options these are."""
+def run_tasks(
+    folder: str | Path, tasks: Sequence[str], *, include_path: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Results of tasks by name: the harness's own, or those of YAML files in the folder `include_path`.
+
+    `options` are those of `lm_eval.simple_evaluate`.
+    """
     model = make_harness_model(folder)
     import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
-    found = lm_eval.simple_evaluate(model=model, tasks=list(tasks), **options)
+    known = TaskManager(include_path=include_path)
+    # Matrix products of float32 are of fewer bits on GPUs and TPUs, unless asked for.
+    with jax.default_matmul_precision("highest"):
+        found = lm_eval.simple_evaluate(model=model, tasks=list(tasks), task_manager=known, **options)
     return {key: found[key] for key in ("results", "groups", "versions", "n-shot", "n-samples") if key in found}

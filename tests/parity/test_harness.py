@@ -1,5 +1,6 @@
 """Our class in lm-evaluation-harness against its own `--model hf`, request by request, on the same folder."""
 
+import json
 from functools import partial
 
 import jax
@@ -8,9 +9,12 @@ import pytest
 from tiny import write_folder
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
+from rdro_jax.cli import main
 from rdro_jax.data import load_tokenizer
 from rdro_jax.errors import ConfigError
 from rdro_jax.evaluate import likelihood
@@ -139,6 +143,65 @@ def test_a_real_model_writes_what_model_hf_writes(real):
     assert all(got)
     assert "\n" not in got[1]
     assert " 9" not in got[2]
+
+
+TASKS = {
+    "tiny_choice": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+doc_to_choice: ["a", "b c", "z"]
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "tiny_text": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+""",
+    "tiny_reasoning": """
+output_type: generate_until
+description: "Say which letter comes next."
+doc_to_text: "Q: {{question}}\\nA: Let's think step by step."
+doc_to_target: "{{answer}}"
+num_fewshot: 1
+generation_kwargs: {until: ["</s>", "Q", "\\n\\n"], do_sample: false, temperature: 0.0, max_gen_toks: 12}
+filter_list:
+  - name: get-answer
+    filter: [{function: regex, regex_pattern: "([a-z])"}, {function: take_first}]
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+}
+"""Of the three kinds, the last in the form of BIG-Bench Hard's."""
+
+
+def test_tasks_from_end_to_end(models, tmp_path, capsys):
+    """`rdro eval lm` on tasks of a folder of one's own, beside the harness with `--model hf`."""
+    random = np.random.default_rng(5)
+    rows = [{"question": words(random, 6), "answer": str(random.choice(["a", "z"]))} for _ in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\ntest_split: test\n"
+    for name, task in TASKS.items():
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n{data}{task}")
+    ours, theirs = models
+    command = ["eval", "lm", str(ours.folder), "--tasks", ",".join(TASKS), "--include-path", str(tmp_path)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    got = json.loads(printed[printed.index("{") :])["results"]
+    wanted = simple_evaluate(model=theirs, tasks=list(TASKS), task_manager=TaskManager(include_path=str(tmp_path)))
+    for name in TASKS:
+        figures = {key: value for key, value in wanted["results"][name].items() if isinstance(value, float)}
+        assert figures
+        assert {key: got[name][key] for key in figures} == pytest.approx(figures, rel=1e-4)
+
+
+def test_a_template_that_refuses_system_turns(models):
+    history = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    with pytest.MonkeyPatch.context() as patch:
+        for model in models:
+            patch.setattr(model.tokenizer, "chat_template", refusal + "{{ messages[0].content }}")
+        assert [model.apply_chat_template(history) for model in models] == ["b", "b"]
 
 
 def test_chat_template(models):

@@ -2,17 +2,15 @@
 
 import json
 import re
-import shutil
 
 import pytest
+from browser import ABSENT, Browser
 
 from rdro_jax.sweep.page import group_key, page_data, write_page
 from rdro_jax.sweep.spec import load_sweep
 
 EVIL = "</script><img src=x onerror=document.title='caught'>"
-needs_browser = pytest.mark.skipif(
-    not any(map(shutil.which, ("chromium", "google-chrome"))), reason="no browser here: apt-get install chromium"
-)
+needs_browser = pytest.mark.skipif(ABSENT, reason="no browser here: make browser")
 SPACE = {
     "optimizer": {"learning_rate": {"log": [1.0e-7, 1.0e-5]}},
     "loss": {"rdro": {"alpha": {"choice": [0.3, 0.5]}}, "dpo": {}},
@@ -71,9 +69,8 @@ def test_trials_are_grouped_by_a_key_of_few_values():
 
 @needs_browser
 def test_in_a_browser_it_sorts_filters_and_says_nothing(page):
-    browser = pytest.importorskip("browser")
     _, _, path = page
-    with browser.Browser() as tab:
+    with Browser() as tab:
         tab.call("Page.navigate", url=path.as_uri())
         rows = "document.querySelector('tbody tr')"
         ready = f"new Promise(done => {{ const f = () => {rows} ? done(1) : setTimeout(f, 20); f() }})"
@@ -105,13 +102,12 @@ def test_in_a_browser_it_sorts_filters_and_says_nothing(page):
 
 @needs_browser
 def test_four_losses_stand_beside_each_other_with_their_intervals(sweep_file):
-    browser = pytest.importorskip("browser")
     names = ("ddro", "dpo", "kto", "rdro")
     space = {"loss": {name: {} for name in names}}
     loaded = load_sweep(sweep_file(space=space, sampler={"name": "grid"}, seeds=[0, 1]))
     loaded.folder.mkdir()
     rows = [row(n, loss, 0.5 + n / 10) | {"point": {"loss.name": loss}} for n, loss in enumerate(names)]
-    with browser.Browser() as tab:
+    with Browser() as tab:
         tab.call("Page.navigate", url=write_page(loaded, rows, {}).as_uri())
         tab.run(
             "new Promise(done => { const f = () => document.querySelector('tbody tr') ? done(1) : "
