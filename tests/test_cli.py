@@ -196,8 +196,9 @@ def test_interrupted(run, room):
 
 
 def test_train_hands_over_the_config(run, room, config_file):
-    calls = room("rdro_jax.train", "train")
+    calls, asked = room("rdro_jax.train", "train"), room("rdro_jax.cli.doctor", "ask_first")
     assert run("train", config_file, "seed=3", "loss.alpha=0.25") == (0, "", "")
+    assert asked == calls
     [((config,), _)] = calls
     assert (config.seed, config.loss.alpha) == (3, 0.25)
     assert run("train", config_file, "--json") == (0, "", "")

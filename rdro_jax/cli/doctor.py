@@ -15,8 +15,7 @@ def add_doctor(commands: Any) -> None:
         "look for what would keep a run from starting",
         "rdro doctor configs/rdro.yaml model.path=models/base data.train=train.jsonl output_dir=runs/first",
         "\nVersions, devices and secrets (by name); with a config also model, data, layout on the devices and room on"
-        "\nthe disk. `rdro train` asks the same, but for memory, before it loads a model. The exit code is that of the"
-        "\nfirst fault.",
+        "\nthe disk. `rdro train` asks the same before it loads a model. The exit code is that of the first fault.",
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file of the run to ask about")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="keys to set: loss.alpha=0.3")

@@ -169,7 +169,7 @@ def _read(config: Config, folder: str, *, one_class: bool) -> Examples:
         layout="paired" if paired else "unpaired",
         side="heldout" if rows.heldout_fraction else "all",
     )
-    folders = {folder, config.reference.path or config.model.path}
+    folders = dict.fromkeys([folder, config.reference.path or config.model.path])
     check_words(examples.tokens, {name: load_model_config(name).vocab_size for name in folders})
     return examples
 
