@@ -90,6 +90,11 @@ class CheckpointWriter:
         told = {"metrics": metrics and dict(metrics), "config": _hash_config(meta), "arrays": _describe(items)}
         self._pending = self._thread.submit(self._finish, step, written, told, time.monotonic())
 
+    def tell(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
+        """Say how good a checkpoint is that was there before it was known; None says nothing."""
+        if metrics is not None and is_first():
+            _write_sealed(self._run_dir, step, _read_manifest(self._run_dir, step) | {"metrics": dict(metrics)})
+
     def _finish(self, step: int, written: ocp.AsyncResponse, told: dict[str, Any], begin: float) -> None:
         """Wait for orbax, write the manifest, drop what is beyond the limit, copy what was made."""
         written.result()
@@ -205,8 +210,11 @@ def write_manifest(run_dir: Path, step: int, told: Mapping[str, Any]) -> None:
     folder = checkpoint_path(run_dir, step)
     files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in _files(folder)}
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    manifest = seal({"step": step, **told, "versions": versions, "files": files})
-    write_whole(manifest_path(run_dir, step), json.dumps(manifest, indent=1))
+    _write_sealed(run_dir, step, {"step": step, **told, "versions": versions, "files": files})
+
+
+def _write_sealed(run_dir: Path, step: int, manifest: Mapping[str, Any]) -> None:
+    write_whole(manifest_path(run_dir, step), json.dumps(seal(manifest), indent=1))
 
 
 def _describe(items: dict[str, Any]) -> dict[str, str]:

@@ -37,9 +37,9 @@ class Between(NamedTuple):
     watch: Watchdog
     stop_reason: StopReason
 
-    def __call__(self, number: int, state: TrainState, tasks: set[Task]) -> TrainState:
+    def __call__(self, number: int, state: TrainState, tasks: set[Task], *, saved: bool = False) -> TrainState:
         """Do `tasks` after step `number`. Where a stop is asked for, nothing but a save begins, no evaluation goes on,
-        and the run that goes on owes the rest.
+        and the run that goes on owes the rest. `saved` says that there is a checkpoint of the step, which stays.
 
         Raises: `RestartWanted` where a stop is asked for, after the state is saved; `ConfigError` as `_best_metric`.
         """
@@ -51,7 +51,9 @@ class Between(NamedTuple):
             if stop is None and task in tasks:
                 stop = act(number, state)
                 tasks -= {task} if stop is None else set()
-        if stop is not None or "save" in tasks:
+        if saved:
+            self.saver.tell(number, self._best_metric(number))
+        elif stop is not None or "save" in tasks:
             self._save(number, state, tasks)
         if stop is not None:
             self.saver.wait()

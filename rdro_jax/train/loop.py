@@ -188,8 +188,8 @@ def _run_steps(
     """The steps that are left. A step's metrics are fetched when the next one is under way, its batch on the device."""
     recorder, watch = between.recorder, between.watch
     with closing(recorder), tracing(config, run.path) as trace, watch.watching():
-        if run.owed:  # the checkpoint is written anew: it owes nothing then, and may be compared with others
-            state = between(run.resume_step, state, {*run.owed, "save"})
+        if run.owed:
+            state = between(run.resume_step, state, {*run.owed}, saved=True)
             watch.beat()
         for number, batch in enumerate(feed, run.resume_step + 1):
             trace(number, state)

@@ -111,7 +111,13 @@ def test_a_stop_waits_for_no_evaluation_and_the_run_that_goes_on_makes_it(last, 
     assert f"SIGTERM: state saved after step {stopped}" in capsys.readouterr().err
     run = whole.with_name("run")
     assert not any("eval_loss" in line for line in read_metrics(run / "metrics.jsonl") if line["step"] == stopped)
+    largest = max((run / f"checkpoint-{stopped}").rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
+    written = largest.stat().st_mtime_ns
+    calls.clear()  # told once more, in the evaluation that is made up: the checkpoint stays as it is
+    monkeypatch.setattr(Watchdog, "alive", lambda self: told(self, 1))
+    assert cli.main(["train", str(config_file), *words]) == 42
     assert cli.main(["train", str(config_file), *words]) == 0
+    assert largest.stat().st_mtime_ns == written
     assert lines_without_times(run) == lines_without_times(whole)
     assert (run / "evaluations.jsonl").read_bytes() == (whole / "evaluations.jsonl").read_bytes()
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
