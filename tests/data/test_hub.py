@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rdro_jax.data import DataConfig, Source, hub, load_examples
+from rdro_jax.data import DataConfig, Source, load_examples
+from rdro_jax.data import hub as hub_module
 from rdro_jax.errors import RecordError
 
 ROWS = [{"prompt": f"Question {i}?", "completion": f"Answer {i}.", "label": i % 3 == 0} for i in range(20)]
@@ -124,14 +125,14 @@ def test_a_branch_is_kept_at_the_commit_it_was(hub, chatml, chatml_folder, write
 
 @pytest.mark.parametrize("bit", [3, 40, 200])
 def test_damaged_commits_are_not_believed(bit, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "data_folder", lambda name, revision: tmp_path / FIRST)
+    monkeypatch.setattr(hub_module, "data_folder", lambda name, revision: tmp_path / FIRST)
     source, told = Source("hub:a/set"), []
-    assert hub.pin(source, tmp_path, told.append).revision == FIRST
-    assert hub.pin(source, tmp_path, told.append).revision == FIRST
+    assert hub_module.pin(source, tmp_path, told.append).revision == FIRST
+    assert hub_module.pin(source, tmp_path, told.append).revision == FIRST
     assert len(told) == 1
-    file = tmp_path / hub.COMMITS_FILE
+    file = tmp_path / hub_module.COMMITS_FILE
     damaged = bytearray(file.read_bytes())
     damaged[bit // 8] ^= 1 << bit % 8
     file.write_bytes(damaged)
     with pytest.raises(RecordError, match=r"hub_commits.json: not as it was written"):
-        hub.pin(source, tmp_path, told.append)
+        hub_module.pin(source, tmp_path, told.append)
