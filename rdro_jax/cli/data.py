@@ -78,13 +78,12 @@ def _preview(arguments: argparse.Namespace) -> None:
     from rdro_jax.data import load_tokenizer
     from rdro_jax.data.preview import preview_rows, print_rows, write_page
 
-    paired = config.loss.paired
     rows = preview_rows(
         config.data,
         load_tokenizer(config.model.path),
         count=arguments.rows,
-        require_label=config.loss.needs_reference or paired,
-        layout="paired" if paired else "unpaired",
+        require_label=config.loss.needs_labels,
+        layout=config.loss.layout,
     )
     if arguments.html is None:
         print_rows(rows)

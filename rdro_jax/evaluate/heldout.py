@@ -160,13 +160,13 @@ def _plain(model: str, step: int | None, reference: str | Path | None, data: str
 
 def _read(config: Config, folder: str, *, one_class: bool) -> Examples:
     """The held-out rows as the run reads them; with `one_class` those of one class will do."""
-    rows, paired = config.data, config.loss.paired
+    rows, loss = config.data, config.loss
     examples = load_examples(
         rows.train if rows.heldout_fraction else rows.eval,  # pyright: ignore[reportArgumentType]
         load_tokenizer(folder),
         rows,
-        require_label=paired or (config.loss.needs_reference and not one_class),
-        layout="paired" if paired else "unpaired",
+        require_label=loss.needs_labels and (loss.paired or not one_class),
+        layout=loss.layout,
         side="heldout" if rows.heldout_fraction else "all",
     )
     folders = dict.fromkeys([folder, config.reference.path or config.model.path])

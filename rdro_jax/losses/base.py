@@ -76,6 +76,16 @@ class LossBase:
     """What selects the loss in a run's config; a member of the union narrows it to a Literal."""
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether rows without a label, or all of one class, are of no use."""
+        return self.needs_reference or self.paired
+
+    @property
+    def layout(self) -> Literal["paired", "unpaired"]:
+        """How rows are to become examples."""
+        return "paired" if self.paired else "unpaired"
+
+    @property
     def needs_prompt_alpha(self) -> bool:
         """Whether `LossInputs.prompt_alpha` is read."""
         return False

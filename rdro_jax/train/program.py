@@ -69,11 +69,11 @@ def abstract_state(config: Config, policy: Policy, loss: Loss, optimizer: optax.
     """Shapes, types and shardings of a run's state; no array is made."""
     trained = trained_shapes(config, policy)
     shapes = jax.eval_shape(lambda p: init_state(p, loss, optimizer), trained)
-    state = _placed(shapes, state_shardings(trained, loss, optimizer, policy.mesh, offload=config.optimizer.offload))
+    state = placed(shapes, state_shardings(trained, loss, optimizer, policy.mesh, offload=config.optimizer.offload))
     if config.model.lora is None:
         return state
     return state._replace(
-        frozen=_placed(abstract_params(policy.model, dtype=config.model.dtype), policy.param_shardings)
+        frozen=placed(abstract_params(policy.model, dtype=config.model.dtype), policy.param_shardings)
     )
 
 
@@ -101,5 +101,6 @@ def _array(shape: tuple[int, ...], kind: Any, where: Sharding) -> Any:
     return jax.ShapeDtypeStruct(shape, kind, sharding=where)
 
 
-def _placed(shapes: Any, shardings: Any) -> Any:
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes and types as they are, each with where it lies."""
     return jax.tree.map(lambda leaf, where: _array(leaf.shape, leaf.dtype, where), shapes, shardings)

@@ -174,14 +174,14 @@ def read_data(config: Config, folder: Path) -> tuple[Examples, Examples | None]:
 
 
 def _read_data(config: Config, folder: Path) -> tuple[Examples, Examples | None]:
-    data, paired = config.data, config.loss.paired
+    data = config.data
     read = functools.partial(
         prepare,
         tokenizer=config.model.path,
         config=data,
         folder=data.prepared or Path(config.output_dir) / "prepared",
-        require_label=config.loss.needs_reference or paired,
-        layout="paired" if paired else "unpaired",
+        require_label=config.loss.needs_labels,
+        layout=config.loss.layout,
         tell=say,
     )
     if data.heldout_fraction:

@@ -11,6 +11,7 @@ from rdro_jax.errors import CheckpointError, ConfigError
 from rdro_jax.models import Params
 from rdro_jax.parallel import MeshConfig, make_mesh, param_shardings
 from rdro_jax.train.policy import Policy
+from rdro_jax.train.program import placed
 from rdro_jax.train.state import TrainState
 from rdro_jax.train.trained import load_base, merged_params, trained_shapes
 
@@ -39,12 +40,7 @@ def sound_step(run: Path, step: int | None) -> int:
 def saved_trained(run: Path, config: Config, policy: Policy, step: int) -> Params:
     """What the run trains, as a checkpoint has it: all parameters, or adapters."""
     shapes = trained_shapes(config, policy)
-    placed = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        param_shardings(shapes, policy.mesh),
-    )
-    return load_items(run, step, {"params": placed})["params"]
+    return load_items(run, step, {"params": placed(shapes, param_shardings(shapes, policy.mesh))})["params"]
 
 
 def with_base(config: Config, policy: Policy, trained: Params, step: int) -> Params:
