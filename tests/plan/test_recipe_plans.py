@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from recipes import CONFIGS
+from recipes import RECIPES as ALONE
 
 from rdro_jax.checkpoint import CheckpointConfig
 from rdro_jax.config import load_config
@@ -15,10 +17,8 @@ from rdro_jax.plan import make_plan, parse_topology
 from rdro_jax.sweep.points import known_points
 from rdro_jax.sweep.spec import load_sweep
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = [CONFIGS / "sweeps" / f"{name}.yaml" for name in ("losses", "paper")]
-RECIPES = [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("paper/*.yaml"), *CONFIGS.glob("two-stage/*.yaml")]
-RECIPES = [*sorted(RECIPES), *SWEEPS]
+RECIPES = [*ALONE, *SWEEPS]
 ON_CPU = [CONFIGS / "sweeps" / f"{name}.yaml" for name in ("quickstart", "study")]
 """Recipes whose machine has no published peaks."""
 FIGURES = re.compile(
