@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from pydantic import Field, TypeAdapter
 
 from rdro_jax.checkpoint import list_steps, load_items
@@ -17,11 +18,12 @@ from rdro_jax.errors import ConfigError
 from rdro_jax.evaluate.onpolicy import on_policy
 from rdro_jax.losses import RDRO, Loss
 from rdro_jax.models import Params, load_model, load_model_config
-from rdro_jax.parallel import check_rows
+from rdro_jax.parallel import check_rows, replicated
 from rdro_jax.run_files import CONFIG_FILE, LOSS_FILE
 from rdro_jax.train.dataset import HeldoutSet, make_heldout_set, score_policy
 from rdro_jax.train.heldout import heldout_intervals, heldout_metrics, heldout_pictures
 from rdro_jax.train.policy import Policy, make_policy
+from rdro_jax.train.program import placed
 from rdro_jax.train.saved import run_mesh, saved_trained, sound_step, with_base
 
 ROWS_PER_DEVICE = 2
@@ -102,7 +104,7 @@ def _figures(subject: Subject, examples: Examples, *, completions: int, max_new_
     mismatched = None if others is None else others.inputs(of_policy(others))
     of: Any = {
         "mismatched": mismatched,
-        "running": _running(subject),
+        "running": _running(subject, policy.mesh),
         "prompts": examples.prompt_hashes,
         "paired": examples.report.format == "paired",
     }
@@ -183,11 +185,13 @@ def _params(subject: Subject, policy: Policy) -> Params:
     return with_base(config, policy, trained, subject.step)
 
 
-def _running(subject: Subject) -> Any:
+def _running(subject: Subject, mesh: Mesh) -> Any:
     """Running statistics of the loss (BCO's shift) at the step evaluated; None where no checkpoint has them."""
     start = subject.config.loss.init_running()
     steps = [] if subject.run is None else list_steps(subject.run)
     if not steps or not jax.tree.leaves(start):
         return None
     assert subject.run is not None
-    return load_items(subject.run, subject.step or steps[-1], {"running": jax.eval_shape(lambda: start)})["running"]
+    shapes = jax.eval_shape(lambda: start)
+    where = jax.tree.map(lambda _: replicated(mesh), shapes)
+    return load_items(subject.run, subject.step or steps[-1], {"running": placed(shapes, where)})["running"]
