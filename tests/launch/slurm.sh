@@ -279,7 +279,9 @@ wait "$coordinator" || fail "the sweep ended with code $?"
 grep -rqs "Requeued job $job" "$work/sweep/slurm" || fail "it was not submitit that requeued the second trial"
 [ "$(grep -c '"state": "complete"' "$work/sweep/results.jsonl")" -eq 3 ] || fail "not three trials are complete"
 for trial in 0000 0001; do
-  grep -q "resuming after step" "$work/sweep/trials/$trial/log.txt" || fail "trial $trial, taken away, began anew"
+  # One that has ended by the time it is taken away has nothing to go on with, and says so.
+  grep -Eq "resuming after step|this run is finished" "$work/sweep/trials/$trial/log.txt" ||
+    fail "trial $trial, taken away, began anew: $(tail -n 5 "$work/sweep/trials/$trial/log.txt")"
 done
 [ "$(programs)" -eq "$compiled" ] || fail "trials that differ in a number compiled a program of their own"
 [ "$(scored "$work"/sweep/trials/*/log.txt)" -eq 2 ] || fail "reference log-probs of the two files were not computed once"
