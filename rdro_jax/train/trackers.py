@@ -10,6 +10,7 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from time import time
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -114,15 +115,29 @@ class Line:
 
 
 def open_tensorboard(told: Told) -> Tracker:
-    """Event files in the run folder, for `tensorboard --logdir`."""
-    writer = import_module("tensorboardX").SummaryWriter(
-        str(told.folder / "tensorboard"), purge_step=told.resume_step + 1 if told.resume_step else None
+    """Event files in the run folder, for `tensorboard --logdir`.
+
+    Written by the package's `EventsWriter`: its `SummaryWriter` has a thread of its own, which waits for ever once the
+    clock is put back, and dies with a traceback where the disk is full.
+    """
+    folder = told.folder / "tensorboard"
+    folder.mkdir(parents=True, exist_ok=True)
+    events, summaries = (import_module(f"tensorboardX.proto.{name}_pb2") for name in ("event", "summary"))
+    writer = import_module("tensorboardX.event_file_writer").EventsWriter(
+        str(folder / "events"),
+        f".{os.getpid()}",  # two starts within a second are two files
     )
 
-    def write(step: int, numbers: dict[str, float]) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
+    def put(step: int, **content: Any) -> None:
+        writer.write_event(events.Event(wall_time=time(), step=step, **content))
         writer.flush()
+
+    if told.resume_step:  # what an earlier run wrote beyond the checkpoint is not shown
+        put(told.resume_step + 1, session_log=events.SessionLog(status=events.SessionLog.START))
+
+    def write(step: int, numbers: dict[str, float]) -> None:
+        values = [summaries.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        put(step, summary=summaries.Summary(value=values))
 
     return Tracker(write, writer.close)
 

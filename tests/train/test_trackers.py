@@ -50,20 +50,36 @@ def test_services_get_config_numbers_and_an_end(monkeypatch, tmp_path, name, ope
     assert all(word in told for word in ("'mine'", "'first'", "'loss.name': 'rdro'"))
 
 
-def test_tensorboard_files_hold_every_number(tmp_path):
-    events = pytest.importorskip("tensorboardX.proto.event_pb2")
-    live = Trackers(["tensorboard"], Told(tmp_path, CONFIG, 0))
-    live.write(1, {"loss": 1.5, "grad_norm": None})
-    live.write(2, {"loss": 1.25})
-    live.close()
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    data, found = file.read_bytes(), []
+def read_events(file):
+    events, data, found = pytest.importorskip("tensorboardX.proto.event_pb2"), file.read_bytes(), []
     while data:  # TFRecord: length, its checksum, the event, its checksum
         length = int.from_bytes(data[:8], "little")
-        event = events.Event.FromString(data[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        found.append(events.Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
-    assert found == [(1, "loss", 1.5), (2, "loss", 1.25)]
+    return found
+
+
+def test_tensorboard_files_hold_every_number(tmp_path):
+    """Written at once, by no thread beside the tracker's own."""
+    threads = threading.active_count()
+    live = Trackers(["tensorboard"], Told(tmp_path, CONFIG, 0))
+    live.write(1, {"loss": 1.5, "grad_norm": None})
+    live.write(2, {"loss": 1.25, "tokens": 7})
+    assert threading.active_count() == threads + 1
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    head, *events = read_events(file)
+    assert head.file_version == "brain.Event:2"
+    found = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert found == [(1, "loss", 1.5), (2, "loss", 1.25), (2, "tokens", 7)]
+    live.close()
+
+
+def test_tensorboard_forgets_steps_that_are_done_again(tmp_path):
+    """A session that starts at a step makes it drop what earlier files say of that step and later ones."""
+    Trackers(["tensorboard"], Told(tmp_path, CONFIG, 6)).close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    _, start = read_events(file)
+    assert (start.step, start.session_log.status) == (7, start.session_log.START)
 
 
 def test_json_lines_on_stdout_are_for_machines(tmp_path, capsys):
@@ -83,7 +99,7 @@ def test_a_tracker_without_its_package_is_refused_before_the_run(monkeypatch):
 
 
 def test_a_tracker_that_hangs_is_let_go(monkeypatch, tmp_path, capsys):
-    """As TensorBoard's writer does once the clock was put back, and a service whose network swallows packets."""
+    """As a service does whose network swallows packets."""
     seen = []
     hanging = Tracker(
         lambda step, numbers: seen.append(step) or threading.Event().wait(), lambda: seen.append("closed")
