@@ -84,7 +84,8 @@ def save_model(
 def _save(entries: list[Entry], config: ModelConfig, target: Path, base: Path | None) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        beside = target if target.exists() else target.parent  # one that is there may be a disk of its own
+        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name}.") as temporary:
             _write_weights(entries, Path(temporary))
             _write_rest(config, entries[0].dtype, Path(temporary), base)
             _move(Path(temporary), target)

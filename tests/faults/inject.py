@@ -95,6 +95,18 @@ def full_disk_at(step, after, limit=20_000):
     at_step(step, act)
 
 
+def fill_disk_at(step, after, room):
+    """At a step, once the file `after` is there, fill up the disk it lies on, but for `room` bytes."""
+
+    def act():
+        while not after.exists():
+            time.sleep(0.01)
+        with (after.parent / "ballast").open("wb") as ballast:
+            ballast.write(bytes(shutil.disk_usage(after.parent).free - room))
+
+    at_step(step, act)
+
+
 def no_room(free=1000):
     """The disk has `free` bytes left; the model must not be read."""
 

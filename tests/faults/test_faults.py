@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import statistics
+import subprocess
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -269,6 +270,34 @@ def test_F5_the_disk_fills_up(home, whole, measured):
     finished(run)
     assert same(run.run, whole.run)
     measured(f"disk full from step 4: code 5 by step {last}, checkpoint-3 whole, same hash once there is room")
+
+
+@pytest.fixture
+def small_disk(home):
+    """A run folder that is a disk of its own, in memory, of 16 MB."""
+    folder = home / "f5-tmpfs"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"NOT RUN: no file system may be mounted here ({mounted.stderr.decode().strip()})")
+    yield Home(home, folder)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 100_000])
+def test_F5_a_small_disk_is_full(small_disk, whole, measured, room):
+    """With a little room left metrics go on, and the save is what fails."""
+    run = small_disk
+    started = train(run, inject=partial(inject.fill_disk_at, 4, manifest_path(run.run, 3), room))
+    assert started.wait() == [5], started.told()
+    last = max(line["step"] for line in metrics(run.run))
+    assert last <= (4 + 2 * SAVE_STEPS if room else 4)
+    assert sound_steps(run.run)[0] == 3
+    assert "Traceback" not in started.told()
+    (run.run / "ballast").unlink()
+    finished(run)
+    assert same(run.run, whole.run)
+    measured(f"a disk of 16 MB with {room} bytes left from step 4: code 5 by step {last}, same hash once there is room")
 
 
 def test_F5_no_room_for_a_line_or_a_page(home, whole, measured):
