@@ -82,7 +82,7 @@ def add_eval(commands: Any) -> None:
         "--alpha", metavar="A", type=share, help="share of desirable rows (default: the run's, or FILE's)"
     )
     parser.add_argument(
-        "--completions", metavar="N", type=positive, default=0, help="KL on N completions per prompt by the policy too"
+        "--completions", metavar="N", type=positive, default=0, help="KL both ways, on N completions per prompt by each"
     )
     parser.add_argument("--max-new-tokens", metavar="N", type=positive, default=256, help="of these (default 256)")
 

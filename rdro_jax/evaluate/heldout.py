@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,8 +16,9 @@ from rdro_jax.config import Config, ModelSource, ReferenceSource, load_config
 from rdro_jax.data import DataConfig, Examples, check_words, load_examples, load_tokenizer
 from rdro_jax.data.config import sources_of
 from rdro_jax.errors import ConfigError
-from rdro_jax.evaluate.onpolicy import on_policy
-from rdro_jax.losses import RDRO, Loss
+from rdro_jax.evaluate.likelihood import load_scorer
+from rdro_jax.evaluate.onpolicy import kl_both_ways
+from rdro_jax.losses import RDRO, Loss, LossInputs
 from rdro_jax.models import Params, load_model, load_model_config
 from rdro_jax.parallel import check_rows, replicated
 from rdro_jax.run_files import CONFIG_FILE, LOSS_FILE
@@ -61,10 +63,11 @@ def evaluate(
     exported at its end, or of the checkpoint `step`, by default the newest. Of any other folder the loss is RDRO in
     float32, rows of 1024 tokens, and `alpha`, the share of desirable rows, that of `data`.
     `data` is a JSONL file of labelled rows. With `completions` the policy writes so many of at most `max_new_tokens`
-    tokens to each prompt: `onpolicy.kl_figures`. Policy and reference are loaded one after the other, so that one
-    model's memory is enough.
+    tokens to each prompt, and so does the reference: `onpolicy.kl_both_ways`. Policy and reference are loaded one after
+    the other, so that one model's memory is enough.
 
-    Raises: ConfigError where something is neither named nor known of a run, CheckpointError for one that is missing.
+    Raises: ConfigError where something is neither named nor known of a run, or the models have no common vocabulary,
+    CheckpointError for one that is missing.
     """
     subject = _subject(model, step, reference, data)
     if completions and subject.step is not None:
@@ -97,11 +100,7 @@ def _figures(subject: Subject, examples: Examples, *, completions: int, max_new_
         size = ROWS_PER_DEVICE * policy.mesh.size
         config = config.model_copy(update={"global_batch_size": size, "num_microbatches": 1})
     heldout = make_heldout_set(config, policy, examples)
-    params = _params(subject, policy)
-    of_policy = lambda part: score_policy(config, policy, params, part.examples, title="policy log-probs")  # noqa: E731
-    scored = heldout.inputs(of_policy(heldout))
-    others: HeldoutSet | None = heldout.mismatched
-    mismatched = None if others is None else others.inputs(of_policy(others))
+    scored, mismatched = _scored(subject, config, policy, heldout)
     of: Any = {
         "mismatched": mismatched,
         "running": _running(subject, policy.mesh),
@@ -111,12 +110,20 @@ def _figures(subject: Subject, examples: Examples, *, completions: int, max_new_
     metrics = heldout_metrics(loss, scored, **of)
     intervals = heldout_intervals(loss, scored, **of)
     if completions:
-        base = config.reference.path or config.model.path
-        drawn = on_policy(
-            subject.folder, reference=base, examples=examples, completions=completions, max_new_tokens=max_new_tokens
-        )
+        models = partial(load_scorer, subject.folder), partial(load_scorer, config.reference.path or config.model.path)
+        drawn = kl_both_ways(*models, examples, completions=completions, max_new_tokens=max_new_tokens)
         metrics, intervals = metrics | drawn[0], intervals | drawn[1]
     return metrics | {"intervals": intervals, **heldout_pictures(loss, scored)}
+
+
+def _scored(
+    subject: Subject, config: Config, policy: Policy, heldout: HeldoutSet
+) -> tuple[LossInputs, LossInputs | None]:
+    """What the loss reads of the held-out rows and of the mismatched ones; the parameters are let go."""
+    params = _params(subject, policy)
+    of_policy = lambda part: score_policy(config, policy, params, part.examples, title="policy log-probs")  # noqa: E731
+    others = heldout.mismatched
+    return heldout.inputs(of_policy(heldout)), None if others is None else others.inputs(of_policy(others))
 
 
 def _subject(model: str | Path, step: int | None, reference: str | Path | None, data: str | Path | None) -> Subject:
