@@ -2,14 +2,19 @@
 
 import importlib
 import json
+import re
+import shutil
+from dataclasses import replace
 
 import jax
 import pytest
-from tiny import WORDS, write_folder
+from tiny import CONFIG, WORDS, write_folder
 
 from rdro_jax import cli
-from rdro_jax.generate import Sampling
+from rdro_jax.generate import Sampling, generate
 from rdro_jax.generate.chat import answer, converse, load_assistant
+from rdro_jax.generate.load import load_spread
+from rdro_jax.models import init_params, load_model, save_model
 
 LINES = [" ".join(WORDS[4:6]), WORDS[7]]
 
@@ -53,6 +58,60 @@ def test_many_prompts_are_answered_some_at_a_time(assistant, monkeypatch):
     assert len(set(told)) == 10, "no two parts draw the same"
     assert len(answer(assistant, LINES, Sampling(1, temperature=2.0, n=5))) == 10
     assert rows[3:] == [5, 5]
+
+
+def wide(params):
+    """So that greedy answers depend on the prompt and change from token to token."""
+    return jax.tree.map(lambda leaf: leaf * 8, params)
+
+
+def share(params):
+    """Of the parameters' bytes, what one device holds; the numbers are those of the first one."""
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
+    return held / sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(("d_model", "shards"), [(32, 8), (36, 4), (35, 1)])
+def test_all_devices_share_the_parameters_as_far_as_sizes_divide(d_model, shards, tmp_path):
+    config = replace(CONFIG, d_model=d_model)
+    save_model(wide(init_params(config, jax.random.key(1))), config, tmp_path)
+    params, model, mesh = load_spread(tmp_path)
+    assert (mesh.size, mesh.shape["fsdp"]) == (8, shards)
+    assert share(params) == pytest.approx(1 / shards, abs=0.02), "but for norms and biases"
+    whole, _ = load_model(tmp_path)
+    prompts = [[5, 6, 7], [9]]
+    how = {"max_new_tokens": 6}
+    assert generate(params, model, prompts, **how) == generate(whole, model, prompts, **how)
+
+
+COMMANDS = {
+    "generate": ["--prompts", "asked.jsonl"],
+    "eval alpaca": ["--prompts", "asked.jsonl", "--temperature", "0", "--out", "out.jsonl"],
+    "eval mt-bench": ["--questions", "questions.jsonl", "--out", "out.jsonl"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_eight_devices_answer_as_one_does(command, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "model")
+    params, config = load_model(folder)
+    save_model(wide(params), config, "model")
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": line}) + "\n" for line in LINES))
+    question = {"question_id": 1, "category": "math", "turns": LINES}  # whose temperature is 0
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    module, shares, told = importlib.import_module("rdro_jax.generate.chat"), [], []
+    inner = module.load_spread
+    monkeypatch.setattr(module, "load_spread", lambda where: shares.append(share(inner(where)[0])) or inner(where))
+    for devices in (jax.devices(), jax.devices()[:1]):
+        monkeypatch.setattr(jax, "devices", lambda *_, devices=devices: devices)
+        assert cli.main([*command.split(), "model", *COMMANDS[command], "--max-new-tokens", "6"]) == 0
+        shown = capsys.readouterr().out
+        written = (tmp_path / "out.jsonl").read_text() if "eval" in command else shown
+        told.append([json.loads(row) | {"tstamp": 0} for row in written.splitlines()])
+    assert shares == [pytest.approx(1 / 8, abs=0.02), 1]
+    assert told[0] == told[1]
+    assert len(re.findall(r"\b[a-z]\b", str(told[0]))) > len(" ".join(LINES).split()), "answers worth comparing"
 
 
 def test_several_answers_per_prompt_are_rows_of_their_own(folder, capsys):

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rdro_jax.errors import ConfigError
-from rdro_jax.models import ModelConfig, Params, forward, load_model, output_embedding
-from rdro_jax.parallel import MeshConfig, make_constrain, make_mesh, rows_sharding
-from rdro_jax.train.policy import make_policy
+from rdro_jax.generate.load import load_spread
+from rdro_jax.models import ModelConfig, Params, forward, output_embedding
+from rdro_jax.parallel import make_constrain, rows_sharding
 
 ROWS_PER_DEVICE = 4
 BUCKET = 64
@@ -40,16 +40,13 @@ class Likelihood(NamedTuple):
 
 
 def load_scorer(folder: str | Path) -> Scorer:
-    """The model of a Hugging Face folder in float32, sharded over all devices.
+    """The model of a Hugging Face folder in float32, sharded over all devices (`generate.load.load_spread`).
 
     Raises: WeightError, ConfigError in a job of several processes, none of which would have all the scores.
     """
     if jax.process_count() > 1:
         raise ConfigError(f"rdro eval: got {jax.process_count()} processes; samples and completions want a single one")
-    mesh = make_mesh(MeshConfig())
-    policy = make_policy(folder, mesh)
-    params, model = load_model(folder, shardings=policy.param_shardings)
-    return Scorer(params, model, mesh)
+    return Scorer(*load_spread(folder))
 
 
 Request = tuple[Sequence[int], Sequence[int]]

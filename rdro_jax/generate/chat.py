@@ -9,8 +9,9 @@ import jax
 from rdro_jax.data.chat import Template, encode, load_tokenizer, prompt_messages, read_template, render_messages
 from rdro_jax.data.records import BadRow
 from rdro_jax.errors import RecordError
+from rdro_jax.generate.load import load_spread
 from rdro_jax.generate.sample import BUCKET, Sampled, Sampling, sample
-from rdro_jax.models import ModelConfig, Params, load_model
+from rdro_jax.models import ModelConfig, Params
 
 ROWS = 16
 """Answers written side by side: a file of prompts may have any length, the key-value cache may not."""
@@ -26,10 +27,14 @@ class Assistant(NamedTuple):
 
 
 def load_assistant(directory: str | Path) -> Assistant:
-    """The model and the tokenizer of a folder, the tokenizer first, for it fails at once. Raises: WeightError."""
+    """The model of a folder on all devices and its tokenizer, which comes first, for it fails at once.
+
+    Raises: WeightError.
+    """
     tokenizer = load_tokenizer(directory)
     template = read_template(tokenizer)
-    return Assistant(*load_model(directory), tokenizer, template)
+    params, config, _ = load_spread(directory)
+    return Assistant(params, config, tokenizer, template)
 
 
 def answer(

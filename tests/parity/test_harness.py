@@ -17,8 +17,8 @@ from lm_eval.tasks import TaskManager
 from rdro_jax.cli import main
 from rdro_jax.data import load_tokenizer
 from rdro_jax.errors import ConfigError
-from rdro_jax.evaluate import likelihood
 from rdro_jax.evaluate.harness import GENERATION_ROWS, make_harness_model
+from rdro_jax.generate import load
 from rdro_jax.parallel import make_mesh
 
 pytestmark = pytest.mark.parity
@@ -43,7 +43,7 @@ def real(smollm2):
     theirs = HFLM(pretrained=str(smollm2), device="cpu", dtype="float32", batch_size=3, max_length=64)
     with pytest.MonkeyPatch.context() as patch:
         # Of the tests' eight devices one: a batch for all of them would be mostly padding.
-        patch.setattr(likelihood, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(load, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
         ours = make_harness_model(smollm2)
     ours.max_length = 64
     return ours, theirs
