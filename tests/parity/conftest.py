@@ -15,3 +15,13 @@ def smollm2():
     from rdro_jax.quickstart import fetch_model  # here, so that a named folder needs no quickstart
 
     return fetch_model()
+
+
+@pytest.fixture(scope="session")
+def exported_smollm2(smollm2, tmp_path_factory):
+    """The same model as we write it: loaded, then saved in float32 with the tokenizer's files."""
+    from rdro_jax.models import load_model, save_model
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    save_model(*load_model(smollm2), folder, base=smollm2)
+    return folder

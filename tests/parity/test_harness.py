@@ -6,7 +6,9 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from tiny import write_folder
+from transformers import AutoTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from lm_eval import simple_evaluate
@@ -38,15 +40,28 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real(smollm2):
-    """Both over a real model, each with the tokenizer that it reads by itself."""
-    theirs = HFLM(pretrained=str(smollm2), device="cpu", dtype="float32", batch_size=3, max_length=64)
+def real(exported_smollm2):
+    """Both over a real model that we exported, each with the tokenizer that it reads by itself."""
+    theirs = HFLM(pretrained=str(exported_smollm2), device="cpu", dtype="float32", batch_size=3, max_length=64)
     with pytest.MonkeyPatch.context() as patch:
         # Of the tests' eight devices one: a batch for all of them would be mostly padding.
         patch.setattr(load, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
-        ours = make_harness_model(smollm2)
+        ours = make_harness_model(exported_smollm2)
     ours.max_length = 64
     return ours, theirs
+
+
+def test_the_exported_model_is_the_imported_one_in_float32(smollm2, exported_smollm2):
+    """Its tensors by name, those that the tied head repeats left out, and its tokens."""
+    with safe_open(exported_smollm2 / "model.safetensors", "numpy") as written:
+        names = set(written.keys())
+        assert {str(written.get_slice(name).get_dtype()) for name in names} == {"F32"}
+        with safe_open(smollm2 / "model.safetensors", "torch") as read:
+            assert names == set(read.keys())
+            for name in names:
+                assert (read.get_tensor(name).float().numpy() == written.get_tensor(name)).all(), name
+    ids = [AutoTokenizer.from_pretrained(folder)(TEXT).input_ids for folder in (smollm2, exported_smollm2)]
+    assert ids[0] == ids[1]
 
 
 def requests(kind, arguments):
@@ -123,9 +138,9 @@ def test_a_real_model_scores_texts_as_model_hf(real):
     assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
 
 
-def test_a_real_model_scores_long_texts_as_model_hf(real, smollm2):
+def test_a_real_model_scores_long_texts_as_model_hf(real, exported_smollm2):
     """Over two windows of 64 tokens torch's float32 is 1.1e-3 to 1.4e-3 nats from its float64, ours 5e-5."""
-    exact = HFLM(pretrained=str(smollm2), device="cpu", dtype="float64", batch_size=3, max_length=64)
+    exact = HFLM(pretrained=str(exported_smollm2), device="cpu", dtype="float64", batch_size=3, max_length=64)
     asked = [(TEXT,), ("Hello",), (f"{TEXT} " * 5,)]
     got, rounded, wanted = (
         np.array(model.loglikelihood_rolling(requests("loglikelihood_rolling", asked), disable_tqdm=True))
