@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,13 +15,14 @@ from rdro_jax.config import Config, ModelSource, ReferenceSource, load_config
 from rdro_jax.data import DataConfig, Examples, check_words, load_examples, load_tokenizer
 from rdro_jax.data.config import sources_of
 from rdro_jax.errors import ConfigError
-from rdro_jax.evaluate.likelihood import load_scorer
-from rdro_jax.evaluate.onpolicy import kl_both_ways
+from rdro_jax.evaluate.likelihood import Scorer, check_alone
+from rdro_jax.evaluate.onpolicy import Load, kl_both_ways
+from rdro_jax.generate.load import spread_mesh
 from rdro_jax.losses import RDRO, Loss, LossInputs
 from rdro_jax.models import Params, load_model, load_model_config
 from rdro_jax.parallel import check_rows, replicated
 from rdro_jax.run_files import CONFIG_FILE, LOSS_FILE
-from rdro_jax.train.dataset import HeldoutSet, make_heldout_set, score_policy
+from rdro_jax.train.dataset import HeldoutSet, make_heldout_set, reference_model, score_policy
 from rdro_jax.train.heldout import heldout_intervals, heldout_metrics, heldout_pictures
 from rdro_jax.train.policy import Policy, make_policy
 from rdro_jax.train.program import placed
@@ -69,9 +69,9 @@ def evaluate(
     Raises: ConfigError where something is neither named nor known of a run, or the models have no common vocabulary,
     CheckpointError for one that is missing.
     """
+    if completions:
+        check_alone()
     subject = _subject(model, step, reference, data)
-    if completions and subject.step is not None:
-        raise ConfigError("--completions: got a checkpoint; wanted a Hugging Face folder: `rdro export` writes it")
     told = {"max_length": max_length, "slots": slots}
     section = dataclasses.replace(subject.config.data, **{name: n for name, n in told.items() if n is not None})
     config = subject.config.model_copy(update={"data": section})
@@ -110,8 +110,7 @@ def _figures(subject: Subject, examples: Examples, *, completions: int, max_new_
     metrics = heldout_metrics(loss, scored, **of)
     intervals = heldout_intervals(loss, scored, **of)
     if completions:
-        models = partial(load_scorer, subject.folder), partial(load_scorer, config.reference.path or config.model.path)
-        drawn = kl_both_ways(*models, examples, completions=completions, max_new_tokens=max_new_tokens)
+        drawn = kl_both_ways(*_models(subject), examples, completions=completions, max_new_tokens=max_new_tokens)
         metrics, intervals = metrics | drawn[0], intervals | drawn[1]
     return metrics | {"intervals": intervals, **heldout_pictures(loss, scored)}
 
@@ -124,6 +123,28 @@ def _scored(
     of_policy = lambda part: score_policy(config, policy, params, part.examples, title="policy log-probs")  # noqa: E731
     others = heldout.mismatched
     return heldout.inputs(of_policy(heldout)), None if others is None else others.inputs(of_policy(others))
+
+
+def _models(subject: Subject) -> tuple[Load, Load]:
+    """What loads the policy, and what loads the reference, over all devices.
+
+    Both compute in float32: by a cache or in one piece, bfloat16 would round one completion in two ways.
+    """
+    source = dataclasses.replace(subject.config.model, compute_dtype="float32", attention="auto")
+    config = subject.config.model_copy(update={"model": source})
+
+    def spread(folder: str) -> Policy:
+        return make_policy(folder, spread_mesh(load_model_config(folder)), source)
+
+    def policy() -> Scorer:
+        of = spread(subject.folder)
+        return Scorer(_params(subject._replace(config=config), of), of.model, of.mesh)
+
+    def reference() -> Scorer:
+        of, params = reference_model(config, spread(config.reference.path or config.model.path))
+        return Scorer(params, of.model, of.mesh)
+
+    return policy, reference
 
 
 def _subject(model: str | Path, step: int | None, reference: str | Path | None, data: str | Path | None) -> Subject:

@@ -44,9 +44,14 @@ def load_scorer(folder: str | Path) -> Scorer:
 
     Raises: WeightError, ConfigError in a job of several processes, none of which would have all the scores.
     """
+    check_alone()
+    return Scorer(*load_spread(folder))
+
+
+def check_alone() -> None:
+    """Raise ConfigError in a job of several processes."""
     if jax.process_count() > 1:
         raise ConfigError(f"rdro eval: got {jax.process_count()} processes; samples and completions want a single one")
-    return Scorer(*load_spread(folder))
 
 
 Request = tuple[Sequence[int], Sequence[int]]

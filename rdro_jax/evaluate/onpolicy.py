@@ -18,6 +18,7 @@ ROWS = 64
 """Completions drawn side by side, at the least those of one prompt."""
 
 Load = Callable[[], Scorer]
+"""Reads a model, each time anew."""
 Figures = tuple[dict[str, float], dict[str, tuple[float, float]]]
 """Figures by name, and 95 % intervals of them."""
 

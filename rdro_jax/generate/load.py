@@ -1,7 +1,6 @@
 """A model folder onto all devices, for whatever asks a model rather than trains it."""
 
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -15,13 +14,14 @@ def load_spread(directory: str | Path) -> tuple[Params, ModelConfig, Mesh]:
 
     Raises: WeightError for an unusable folder.
     """
-    mesh, shardings = _layout(load_model_config(directory))
-    params, model = load_model(directory, shardings=shardings)
+    model = load_model_config(directory)
+    mesh = spread_mesh(model)
+    params, _ = load_model(directory, shardings=param_shardings(abstract_params(model), mesh))
     return params, model, mesh
 
 
-def _layout(model: ModelConfig) -> tuple[Mesh, Any]:
-    """The mesh with as many shards as the model's sizes allow, replicas for the rest, and the parameters' shardings.
+def spread_mesh(model: ModelConfig) -> Mesh:
+    """The mesh of all devices with as many shards as the model's sizes allow, and replicas for the rest.
 
     A run's mesh is refused where it does not divide, for its config can name another; who asks a model names none.
     """
@@ -29,8 +29,8 @@ def _layout(model: ModelConfig) -> tuple[Mesh, Any]:
     for shards in (n for n in range(devices, 1, -1) if devices % n == 0):
         mesh = make_mesh(MeshConfig(data=-1, fsdp=shards))
         try:
-            return mesh, param_shardings(shapes, mesh)
+            param_shardings(shapes, mesh)
         except ConfigError:
             continue
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
-    return mesh, param_shardings(shapes, mesh)
+        return mesh
+    return make_mesh(MeshConfig(data=-1, fsdp=1))
