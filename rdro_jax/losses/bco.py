@@ -63,7 +63,7 @@ def udm_weights(
 class BCO(PreferenceLoss):
     """Binary classifier optimisation from unpaired data (arXiv:2404.04656)."""
 
-    traced: ClassVar[tuple[str, ...]] = ("beta",)
+    traced: ClassVar[tuple[str, ...]] = (*PreferenceLoss.traced, "beta")
 
     name: Literal["bco"] = "bco"
     beta: float = 0.1

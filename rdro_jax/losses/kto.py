@@ -69,7 +69,7 @@ class KTO(PreferenceLoss):
 
     needs_mismatched: ClassVar[bool] = True
 
-    traced: ClassVar[tuple[str, ...]] = ("beta", "desirable_weight", "undesirable_weight")
+    traced: ClassVar[tuple[str, ...]] = (*PreferenceLoss.traced, "beta", "desirable_weight", "undesirable_weight")
 
     name: Literal["kto"] = "kto"
     beta: float = 0.1
@@ -118,7 +118,7 @@ class KTO(PreferenceLoss):
 class APOZeroUnpaired(PreferenceLoss):
     """KTO with its baseline held at zero, from unpaired data: no mismatched rows (arXiv:2408.06266)."""
 
-    traced: ClassVar[tuple[str, ...]] = ("beta",)
+    traced: ClassVar[tuple[str, ...]] = (*PreferenceLoss.traced, "beta")
 
     name: Literal["apo_zero_unpaired"] = "apo_zero_unpaired"
     beta: float = 0.1

@@ -14,6 +14,11 @@ def log(x: Scalar) -> Scalar:
     return math.log(x) if isinstance(x, int | float) else jnp.log(x)
 
 
+def is_zero(x: Scalar) -> bool:
+    """Whether x is the number 0; what is traced is not, as a term that is left out makes another program."""
+    return isinstance(x, int | float) and x == 0
+
+
 def lin_exp(x: Float[Array, "examples"], knee: Scalar | Float[Array, "examples"]) -> Float[Array, "examples"]:
     """exp(x), continued above `knee` by its tangent: exp overflows float32 at 88."""
     return jnp.exp(jnp.minimum(x, knee)) + jnp.exp(knee) * jax.nn.relu(x - knee)

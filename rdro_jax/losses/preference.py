@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from rdro_jax.errors import ConfigError
 from rdro_jax.losses.base import LossBase, LossInputs, Weighted
-from rdro_jax.losses.numerics import Scalar, log
+from rdro_jax.losses.numerics import Scalar, is_zero, log
 from rdro_jax.losses.sft import sft
 
 Ratio = TypeVar("Ratio", bound="RatioLoss")
@@ -36,15 +36,21 @@ def check_not_negative(key: str, got: float) -> None:
 class PreferenceLoss(LossBase):
     """A loss on preferences, to which a likelihood term on the preferred completions can be added."""
 
+    traced: ClassVar[tuple[str, ...]] = ("sft_weight",)
+
     sft_weight: float = 0.0
     """Weight of the negative log-likelihood, in nats per token, added to each preferred example's value."""
 
     def __post_init__(self):
         check_not_negative("sft_weight", self.sft_weight)
 
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers of the `traced` fields; a weight of 0 is none, for its term is left out of the program."""
+        return {name: value for name, value in super().scalars().items() if name != "sft_weight" or value}
+
     def unpaired(self, values: Float[Array, "examples"], x: LossInputs) -> Weighted:
         """Return an unpaired loss' values with the SFT term, and the examples' own weights."""
-        if self.sft_weight:
+        if not is_zero(self.sft_weight):
             values = values + jnp.where(x.desirable, self.sft_weight * sft(x.policy_logps, x.lengths), 0.0)
         return Weighted(values, x.weight)
 
@@ -66,7 +72,7 @@ class PairedLoss(PreferenceLoss):
     """A loss on pairs of completions, of which one was preferred."""
 
     paired: ClassVar[bool] = True
-    traced: ClassVar[tuple[str, ...]] = ("beta",)
+    traced: ClassVar[tuple[str, ...]] = (*PreferenceLoss.traced, "beta")
 
     beta: float = 0.1
     """Inverse temperature of the contrast, per nat."""
@@ -87,7 +93,7 @@ class PairedLoss(PreferenceLoss):
         """
         chosen, rejected = split_pairs(x)
         values = self.of_pairs(chosen, rejected)
-        if self.sft_weight:
+        if not is_zero(self.sft_weight):
             values = values + self.sft_weight * sft(chosen.policy_logps, chosen.lengths)
         weights = jnp.minimum(chosen.weight, rejected.weight)
         return Weighted(jnp.repeat(values, 2), jnp.stack([weights, jnp.zeros_like(weights)], axis=1).reshape(-1))
@@ -97,7 +103,7 @@ class PairedLoss(PreferenceLoss):
 class RatioLoss(PreferenceLoss):
     """A loss whose optimum is the relative density ratio, at most 1 / alpha."""
 
-    traced: ClassVar[tuple[str, ...]] = ("alpha", "sampling_alpha")
+    traced: ClassVar[tuple[str, ...]] = (*PreferenceLoss.traced, "alpha", "sampling_alpha")
 
     alpha: float | Literal["data", "prompt", "estimate"] = "data"
     """Share of preferred examples among samples of the reference, in (0, 1). "data" takes the training share, "prompt"

@@ -43,7 +43,7 @@ class SimPO(PairedLoss):
 
     needs_reference: ClassVar[bool] = False
 
-    traced: ClassVar[tuple[str, ...]] = ("beta", "gamma")
+    traced: ClassVar[tuple[str, ...]] = (*PairedLoss.traced, "gamma")
 
     name: Literal["simpo"] = "simpo"
     beta: float = 2.0

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from rdro_jax.config import load_config
-from rdro_jax.losses import DPO, KTO, RDRO, Loss
+from rdro_jax.losses import CPO, RDRO, Loss
 from rdro_jax.optim import make_optimizer
 from rdro_jax.train.policy import make_policy
 from rdro_jax.train.program import abstract_batch, abstract_state, lower_step, step_scalars
@@ -31,9 +31,10 @@ def program(config_file):
     return lower
 
 
-@pytest.mark.parametrize("kind", [RDRO, KTO, DPO], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_numbers_of_a_loss_and_the_learning_rate_are_arguments(program, kind):
     fields = [name for name in kind.traced if name != "sampling_alpha"]
+    assert "sft_weight" in fields
     texts, told = [], []
     for seed, number in ((1, 0.3), (2, 0.4)):
         values = [f"loss.{name}={number}" for name in fields]
@@ -51,6 +52,14 @@ def test_what_is_no_number_gives_another_program(program):
     assert program("loss.alpha=0.3")[0] != program("loss.alpha=0.3", "loss.generator=kl")[0]
 
 
+@pytest.mark.parametrize("kind", [RDRO, CPO], ids=lambda kind: kind.name)
+def test_without_the_sft_term_it_is_another_program(program, kind):
+    """Of an unpaired loss and of a paired one: a run without the term does not pay for it."""
+    without, told = program(f"loss.name={kind.name}", "loss.sft_weight=0")
+    assert "sft_weight" not in told
+    assert without != program(f"loss.name={kind.name}", "loss.sft_weight=0.3")[0]
+
+
 def test_traced_numbers_are_those_of_the_config():
     """Every loss gives for arrays what it gives for the numbers: no branch looks at them."""
     import jax.numpy as jnp
@@ -65,9 +74,9 @@ def test_traced_numbers_are_those_of_the_config():
         desirable=jnp.array([True, False, True, False]),
         weight=jnp.ones(4),
     )
-    for kind in KINDS:
-        loss = kind().resolve(0.4)
+    losses = [kind(**more).resolve(0.4) for kind in KINDS for more in ({}, {"sft_weight": 0.3})]
+    for loss in losses:
         x = x._replace(statistics={"kl": jnp.float32(0.1), "delta": jnp.float32(0.2)})
         traced = jax.jit(lambda x, numbers, loss=loss: loss.with_scalars(numbers)(x))(x, loss.scalars())
         for got, wanted in zip(traced, loss(x), strict=True):
-            np.testing.assert_allclose(got, wanted, rtol=3e-7, err_msg=kind.name)
+            np.testing.assert_allclose(got, wanted, rtol=3e-7, err_msg=str(loss))
