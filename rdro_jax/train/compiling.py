@@ -4,7 +4,8 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from rdro_jax.train.state import TrainState
 
 CACHE_BYTES = 4 << 30
 """Most that compiled programs take up; those not used for longest are dropped first."""
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
+"""What jax calls the event that a compiled program was found."""
 
 
 def keep_programs(folder: str | None) -> None:
@@ -56,7 +59,26 @@ def compile_step(
     """The step on batches that are on the devices, compiled: a wrong shape raises, and no call can compile again."""
     batch = global_arrays(loader[0][0], rows_sharding(policy.mesh))
     start = time.monotonic()
-    compiled = lower_step(config, policy, loss, num_steps, state, batch).compile()
-    say(f"compiled the step in {time.monotonic() - start:.1f} s")
+    lowered = lower_step(config, policy, loss, num_steps, state, batch)
+    with _cache_hits() as found:
+        compiled = lowered.compile()
+    told = "found the compiled step in the cache" if found else "compiled the step"
+    say(f"{told} in {time.monotonic() - start:.1f} s")
     scalars = step_scalars(config, policy, loss)
     return lambda state, batch: compiled(state, batch, scalars)
+
+
+@contextmanager
+def _cache_hits() -> Iterator[list[str]]:
+    """While it is open, a list that grows by one for each compiled program that jax finds in its cache."""
+    found: list[str] = []
+
+    def listen(event: str, **_: Any) -> None:
+        if event == CACHE_HIT:
+            found.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_listener(listen)

@@ -86,10 +86,11 @@ def fill_reference_logps(
     Raises: StorageError for a damaged or unwritable store, WeightError where the reference gives no number.
     """
     logps = array_from_first(lambda: load_logps(store, fingerprint, examples))
-    missing = int(np.isnan(logps).sum())
+    missing, all_of = int(np.isnan(logps).sum()), f"{len(logps)} reference log-probs"
     if not missing:
+        say(f"{store / fingerprint}: has all of {all_of}")
         return logps
-    say(f"{store / fingerprint}: has {len(logps) - missing} of {len(logps)} reference log-probs; computing the others")
+    say(f"{store / fingerprint}: has {len(logps) - missing} of {all_of}; computing the others")
     waiting, since = [], time.monotonic()
     for members, scored in score(logps.copy()):
         _check_numbers(members, scored)
@@ -115,6 +116,8 @@ def _save(store: Path, fingerprint: str, examples: Examples, logps: Logps, parts
     if parts and is_first():
         members = np.concatenate(parts)
         save_logps(store, fingerprint, examples.hashes[members], logps[members])
+        left = int(np.isnan(logps).sum())
+        say(f"{store / fingerprint}: computed {len(members)} reference log-probs; {left} are left")
 
 
 def _name(fingerprint: str, content: bytes) -> str:

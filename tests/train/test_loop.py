@@ -1,11 +1,13 @@
 """A whole run on a tiny model: it learns, leaves a Hugging Face folder, resumes bit for bit, refuses what it must."""
 
 import json
+import re
 import sys
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from rdro_jax import cli
 from rdro_jax.checkpoint import list_steps
@@ -170,14 +172,38 @@ def test_nothing_is_compiled_once_the_steps_are_under_way(config_file, monkeypat
     assert 0 <= result.metrics["time/data_wait"] < 1
 
 
-def test_reference_log_probs_are_computed_once(config_file, monkeypatch, tmp_path):
+@pytest.fixture
+def empty_cache(tmp_path):
+    """No compiled program is known, whatever earlier tests have left."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def test_runs_tell_who_compiled_their_step(config_file, empty_cache, tmp_path, capsys):
+    """Numbers differ, then the program does."""
+    told = {}
+    for name, override in (("first", "seed=1"), ("again", "optimizer.learning_rate=0.5"), ("other", "loss.name=ddro")):
+        train(load_config(config_file, (*ONE_DEVICE, "max_steps=1", f"output_dir={tmp_path / name}", override)))
+        told[name] = re.findall(r"(compiled the step|found the compiled step in the cache) in", capsys.readouterr().err)
+    found = ["found the compiled step in the cache"]
+    assert told == {"first": ["compiled the step"], "again": found, "other": ["compiled the step"]}
+
+
+def test_reference_log_probs_are_computed_once(config_file, monkeypatch, tmp_path, capsys):
     """By `rdro prepare --reference`, for all runs on the store, whatever their loss, seed and folder."""
     assert cli.main(["prepare", str(config_file), *ONE_DEVICE, "--reference"]) == 0
+    told = re.findall(r"computed (\d+) reference log-probs; (\d+) are left", capsys.readouterr().err)
+    assert told == [("60", "0"), ("30", "0")]
     monkeypatch.setattr(
         sys.modules["rdro_jax.train.dataset"], "score_batches", lambda *_, **__: pytest.fail("scored again")
     )
     overrides = (*ONE_DEVICE, "max_steps=2", f"output_dir={tmp_path}/other", "seed=7", "loss.name=ddro")
     train(load_config(config_file, overrides))
+    assert re.findall(r"has all of (\d+) reference log-probs", capsys.readouterr().err) == ["60", "30"]
 
 
 def test_a_stale_store_is_noticed_before_the_first_step(config_file, tmp_path):
