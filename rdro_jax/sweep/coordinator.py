@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from rdro_jax.sweep.runs import Run, is_finite, runs_of
 from rdro_jax.sweep.space import Point
 from rdro_jax.sweep.spec import LoadedSweep
 from rdro_jax.train.console import say
+from rdro_jax.train.program import program_key
 
 FIRST_SIGNAL_DEATH = 128
 """Exit codes above it are deaths by a signal, worth a restart."""
@@ -29,8 +29,9 @@ class OpenTrial:
     trial: Trial
     point: Point
     runs: list[Run]
-    shared: Hashable
-    """What its prepared data and reference log-probs depend on: runs that agree in it share them."""
+    shared: tuple[Any, ...]
+    """What its prepared data and reference log-probs depend on, and what its program does: runs that agree in one of
+    them share it."""
     values: dict[str, float] = field(default_factory=dict)
     """Objective of its finished runs, by the run's name."""
     reported: int = 0
@@ -46,7 +47,8 @@ class Coordinator:
         self._open: list[OpenTrial] = []
         self._jobs: dict[Run, tuple[Job, int | None]] = {}
         self._deaths: Counter[str] = Counter()
-        self._ready: set[Hashable] = set()
+        self._ready: set[Any] = set()
+        """What was shared by a run whose first step is logged."""
         for trial in journal.under_way():
             for run in self._take_up(trial).runs:
                 found = executor.find(run)
@@ -73,7 +75,7 @@ class Coordinator:
         """Enter a trial that was asked for, now or by an earlier coordinator."""
         point = self._loaded.space.suggest(trial)
         runs = runs_of(self._loaded, folder_number(trial), point)
-        opened = OpenTrial(trial, point, runs, shared=_shared(self._loaded.config(point)))
+        opened = OpenTrial(trial, point, runs, shared=self._shared(self._loaded.config(point)))
         self._open.append(opened)
         return opened
 
@@ -87,7 +89,7 @@ class Coordinator:
                 slot = self._free_slot()
                 self._jobs[run] = self._executor.start(run, slot), slot
                 return True
-        if any(not self._is_ready(opened) for opened in self._open):
+        if any(not self._is_ready(opened.shared[0]) or self._waits(opened) for opened in self._open):
             return False
         trial = self._journal.ask()
         if trial is not None:
@@ -105,18 +107,29 @@ class Coordinator:
         return waiting
 
     def _may_begin(self, opened: OpenTrial) -> bool:
-        """False while another run prepares the data and reference log-probs that this one reads too."""
-        if self._is_ready(opened):
-            return True
-        same = [other for other in self._open if other.shared == opened.shared]
-        return not any(run in self._jobs for other in same for run in other.runs)
+        """False while another run prepares the data and reference log-probs, or compiles the program, that it needs."""
+        going_on = [other for other in self._open if any(run in self._jobs for run in other.runs)]
+        being_made = {part for other in going_on for part in other.shared}
+        return all(self._is_ready(part) or part not in being_made for part in opened.shared)
 
-    def _is_ready(self, opened: OpenTrial) -> bool:
-        if opened.shared not in self._ready:
-            same = [other for other in self._open if other.shared == opened.shared]
+    def _waits(self, opened: OpenTrial) -> bool:
+        """Whether nothing of it has begun, for what another run is about to make: who comes later would only wait too,
+        chosen before its time."""
+        begun = any(run in self._jobs or run.name in opened.values for run in opened.runs)
+        return not begun and not self._may_begin(opened)
+
+    def _is_ready(self, part: Any) -> bool:
+        if part not in self._ready:
+            same = [other for other in self._open if part in other.shared]
             if any(run.has_begun() for other in same for run in other.runs):
-                self._ready.add(opened.shared)
-        return opened.shared in self._ready
+                self._ready.add(part)
+        return part in self._ready
+
+    def _shared(self, config: Config) -> tuple[Any, ...]:
+        loss = config.loss
+        data = config.data, config.model, config.reference, loss.paired, loss.needs_reference, loss.needs_mismatched
+        # A job may stand in a queue for hours, which is longer than its program takes to compile twice.
+        return (data,) if self._executor.detached else (data, program_key(config))
 
     def _free_slot(self) -> int:
         taken = {slot for _, slot in self._jobs.values()}
@@ -158,7 +171,7 @@ class Coordinator:
 
     def _run_finished(self, opened: OpenTrial, run: Run) -> None:
         """Note the objective of a run; the trial ends with its last one."""
-        self._ready.add(opened.shared)
+        self._ready.update(opened.shared)
         metric, result = self._loaded.sweep.objective.metric, run.result() or {}
         value = result.get(metric)
         if metric not in result:
@@ -194,8 +207,3 @@ class Coordinator:
         self._open.remove(opened)
         figure = "" if value is None else f" {self._loaded.sweep.objective.metric} {value:.6g}"
         say(f"trial {folder_number(opened.trial):04d}: {state.name.lower()}{figure}  {opened.point}")
-
-
-def _shared(config: Config) -> Hashable:
-    loss = config.loss
-    return config.data, config.model, config.reference, loss.paired, loss.needs_reference, loss.needs_mismatched

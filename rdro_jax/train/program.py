@@ -65,6 +65,19 @@ def _numbers(config: Config, loss: Loss) -> dict[str, float]:
     return {LEARNING_RATE: config.optimizer.learning_rate, **loss.scalars()}
 
 
+def program_key(config: Config) -> Config:
+    """A config for all runs with its program: those that differ from it in scalars, seed and folder only.
+
+    The reverse does not hold: two of them may differ in what changes no program, such as how often metrics are logged.
+    """
+    # What a loss takes from the data is a number by the time it is traced, but for each prompt's own.
+    known = {name: 0.0 for name in config.loss.traced if getattr(config.loss, name) != "prompt"}
+    if "sft_weight" in known:
+        known["sft_weight"] = float(config.loss.sft_weight > 0)  # pyright: ignore[reportAttributeAccessIssue]
+    same = {"loss": config.loss.with_scalars(known), "seed": 0, "output_dir": ""}
+    return config.model_copy(update=same | {"optimizer": dataclasses.replace(config.optimizer, learning_rate=1.0)})
+
+
 def abstract_state(config: Config, policy: Policy, loss: Loss, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, types and shardings of a run's state; no array is made."""
     trained = trained_shapes(config, policy)

@@ -78,10 +78,21 @@ def test_a_failed_trial_is_told_never_restarted_and_tried_again_when_asked(sweep
 
 def test_seeds_that_fail_at_once_are_one_failed_trial(sweep_file, monkeypatch):
     monkeypatch.setattr("rdro_jax.sweep.run.POLL_SECONDS", 1.0)
-    space = {"max_steps": {"choice": [10, 904]}}
-    rate = {"optimizer": {"learning_rate": 1.0e-6}}
-    rows = rows_of(run(sweep_file(sampler={"name": "grid"}, space=space, set=rate, seeds=[0, 1, 2], parallel=6)))
+    space = {"optimizer": {"learning_rate": {"choice": [1.0e-6, 904.0]}}}
+    rows = rows_of(run(sweep_file(sampler={"name": "grid"}, space=space, seeds=[0, 1, 2], parallel=6)))
     assert [row["state"] for row in rows] == ["complete", "fail"]
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 2)])
+def test_each_program_is_compiled_by_the_run_that_needs_it_first(sweep_file, monkeypatch, seeds):
+    """Two losses, each at three learning rates, and room for all runs at once."""
+    monkeypatch.setenv("STUB_SECONDS", "0.05")
+    rates = {"optimizer": {"learning_rate": {"choice": [1.0e-6, 2.0e-6, 3.0e-6]}}}
+    space = rates | {"loss": {"rdro": {}, "ddro": {}}}
+    folder = run(sweep_file(sampler={"name": "grid"}, space=space, seeds=list(seeds), parallel=12))
+    assert [row["state"] for row in rows_of(folder)] == ["complete"] * 6
+    compiled = {file.name: file.read_text() for file in (folder / "compilation_cache").iterdir()}
+    assert compiled == {"rdro": "compiled\n", "ddro": "compiled\n"}
 
 
 def test_a_trial_that_is_no_good_is_pruned(sweep_file, monkeypatch):

@@ -9,7 +9,7 @@ from rdro_jax.config import load_config
 from rdro_jax.losses import CPO, RDRO, Loss
 from rdro_jax.optim import make_optimizer
 from rdro_jax.train.policy import make_policy
-from rdro_jax.train.program import abstract_batch, abstract_state, lower_step, step_scalars
+from rdro_jax.train.program import abstract_batch, abstract_state, lower_step, program_key, step_scalars
 
 KINDS = [kind for kind in get_args(Loss) if kind.traced]
 
@@ -58,6 +58,26 @@ def test_without_the_sft_term_it_is_another_program(program, kind):
     without, told = program(f"loss.name={kind.name}", "loss.sft_weight=0")
     assert "sft_weight" not in told
     assert without != program(f"loss.name={kind.name}", "loss.sft_weight=0.3")[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("seed=7", True),
+        ("output_dir=elsewhere", True),
+        ("optimizer.learning_rate=0.5", True),
+        ("loss.alpha=0.3", True),
+        ("loss.sft_weight=0.2", True),
+        ("loss.sft_weight=0", False),
+        ("loss.alpha=prompt", False),
+        ("loss.generator=kl", False),
+        ("optimizer.weight_decay=0.5", False),
+        ("max_steps=5", False),
+    ],
+)
+def test_configs_with_one_program_have_one_key(config_file, override, same):
+    key = program_key(load_config(config_file, ["loss.sft_weight=0.1"]))
+    assert (program_key(load_config(config_file, ["loss.sft_weight=0.1", override])) == key) is same
 
 
 def test_traced_numbers_are_those_of_the_config():
