@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from rdro_jax.config import load_config
+from rdro_jax.config import Cluster, load_cluster, load_config
 from rdro_jax.config.document import read_document
 from rdro_jax.config.loader import read_text
 from rdro_jax.data.config import sources_of
 from rdro_jax.errors import ConfigError
 from rdro_jax.hub import HUB
-from rdro_jax.launch.cluster import Cluster, load_cluster
 from rdro_jax.sweep.elsewhere import secret_words
 from rdro_jax.sweep.points import dry_run
-from rdro_jax.sweep.spec import load_sweep
+from rdro_jax.sweep.spec import load_sweep, named_cluster
 
 TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_CLUSTERS = {"slurm": "slurm", "gke": "gke-tpu", "sky": "sky", "tpu-vm": "tpu-vm"}
@@ -76,11 +75,12 @@ def launch(
 
     Raises: ConfigError for the config, the cluster file, or what the engine's own command says.
     """
-    file = cluster_file or f"configs/clusters/{DEFAULT_CLUSTERS[engine]}.yaml"
+    sweep = "space" in read_document(read_text(Path(config)), config).values
+    file = cluster_file or (named_cluster(load_sweep(config).sweep.executor) if sweep else None)
+    file = file or f"configs/clusters/{DEFAULT_CLUSTERS[engine]}.yaml"
     cluster = load_cluster(file)
     if cluster.name != engine:
         raise ConfigError(f"{file}: cluster.name: got '{cluster.name}'; wanted '{engine}', as on the command line")
-    sweep = "space" in read_document(read_text(Path(config)), config).values
     job = sweep_job(config, overrides, cluster) if sweep else run_job(config, [*cluster.settings, *overrides])
     if sweep and engine == "sky" and not dry_run:
         raise ConfigError("launch sky: 'rdro sweep' launches the trials of a sweep; --dry-run prints their task")
@@ -128,14 +128,18 @@ def sweep_job(file: str, overrides: list[str], cluster: Cluster) -> Job:
     """The job of a sweep whose points are known beforehand. Raises: ConfigError, also for settings of the cluster."""
     if overrides:
         raise ConfigError(f"command line: got {overrides[0]}; a sweep's keys stand in its file")
+    loaded = load_sweep(file)
+    if loaded.settings not in ((), cluster.settings):
+        named = named_cluster(loaded.sweep.executor)
+        raise ConfigError(f"{file}: executor.cluster: the settings of {named} would win; name that file, or none there")
     lines = list(dry_run(file))
     if lines[-1].startswith("#"):
         raise ConfigError(f"{file}: sampler.name: its later points depend on results; run it by 'rdro sweep'")
     for _, _, config, *words in map(shlex.split, lines):
         load_config(config, [*cluster.settings, *words])
-    folder = str(load_sweep(file).folder)
+    folder = str(loaded.folder)
     command = shlex.join(["rdro", "sweep", file, "--dry-run"])
-    return Job(_label(folder), command, folder, len(lines), cluster.settings)
+    return Job(_label(folder), command, folder, len(lines), () if loaded.settings else cluster.settings)
 
 
 def _submit(command: list[str]) -> list[str]:

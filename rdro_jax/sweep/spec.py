@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from rdro_jax.config import Config, load_config
+from rdro_jax.config import Config, load_cluster, load_config
 from rdro_jax.config.document import Layer, read_document
 from rdro_jax.config.explain import explain, place_of
 from rdro_jax.config.loader import read_text
@@ -84,6 +84,8 @@ class Slurm:
     """Time limit of a job, in minutes; what is not finished by then is requeued."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further parameters of submitit's SLURM executor: slurm_partition, slurm_gres, slurm_account, mem_gb, ..."""
+    cluster: Name | None = None
+    """Cluster file, such as configs/clusters/slurm.yaml, whose `settings` every run begins with; null is none."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Sky:
     name: Literal["sky"]
     task: Name
     """SkyPilot task file, such as launch/skypilot/sweep_trial.yaml; it runs $RDRO_COMMAND on a mounted `output_dir`."""
+    cluster: Name | None = None
+    """Cluster file, such as configs/clusters/sky.yaml, whose `settings` every run begins with; null is none."""
 
 
 class Sweep(BaseModel):
@@ -154,6 +158,8 @@ class LoadedSweep:
     """Folder of the sweep file."""
     fixed: Point
     """Dotted keys of `set`, and what all trials share."""
+    settings: tuple[str, ...] = ()
+    """`key=value` words for the machine, which those of the sweep win over."""
 
     @property
     def folder(self) -> Path:
@@ -181,7 +187,7 @@ class LoadedSweep:
         # A section's name first: where it is another than base's, it drops the section's keys before it.
         values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".name")))
         values["output_dir"] = str(output_dir)
-        return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        return [*self.settings, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
 
     def config(self, point: Point, output_dir: Path | None = None) -> Config:
         """Config of a run at `point`. Raises: ConfigError."""
@@ -215,9 +221,27 @@ def load_sweep(path: str | Path) -> LoadedSweep:
         _check_apart(sweep, space)
     except ConfigError as error:
         raise ConfigError(_placed(layer, str(error), str(path))) from error
-    loaded = LoadedSweep(sweep, space, Path(path).parent, dotted(sweep.set))
+    settings = _settings(sweep, layer, str(path))
+    loaded = LoadedSweep(sweep, space, Path(path).parent, dotted(sweep.set), settings)
     _check_points(loaded, layer, str(path))
     return replace(loaded, fixed=_shared(loaded) | loaded.fixed)
+
+
+def named_cluster(executor: Local | Slurm | Sky) -> str | None:
+    """The cluster file that an executor names."""
+    return None if isinstance(executor, Local) else executor.cluster
+
+
+def _settings(sweep: Sweep, layer: Layer, path: str) -> tuple[str, ...]:
+    """Words that the cluster file of the executor puts first. Raises: ConfigError for a file of another engine."""
+    file, engine = named_cluster(sweep.executor), sweep.executor.name
+    if file is None:
+        return ()
+    cluster = load_cluster(file)
+    if cluster.name != engine:
+        wrong = f"executor.cluster: {file} is for '{cluster.name}'; wanted one for '{engine}', as executor.name says"
+        raise ConfigError(_placed(layer, wrong, path))
+    return cluster.settings
 
 
 def _check_apart(sweep: Sweep, space: Space) -> None:
@@ -265,6 +289,8 @@ def _blame(loaded: LoadedSweep, layer: Layer, message: str, path: str, point: Po
     loss = point.get("loss.name", "")
     own = loss and key in loaded.space.losses.get(loss, {})
     places = [f"space.loss.{loss}{key.removeprefix('loss')}" if own else f"space.{key}", f"set.{key}"]
+    if any(word.startswith(f"{key}=") for word in loaded.settings):
+        path = f"{named_cluster(loaded.sweep.executor)}: settings"
     at = next((place_of(name, layer.places, "") for name in places if name in layer.places), path)
     return f"{at}: {rest}"
 

@@ -62,10 +62,14 @@ def test_skypilot_s_jobs_are_launched_once_each(machine, sweep_file, monkeypatch
     monkeypatch.setattr(_SkyQueue, "SECONDS", 0.05)
     (tmp_path / "task.yaml").write_text("{run: bash -c $RDRO_COMMAND, secrets: {TOKEN: null, OTHER: here}}")
     monkeypatch.setenv("TOKEN", "t")
-    file = sweep_file(executor={"name": "sky", "task": str(tmp_path / "task.yaml")}, trials=3)
+    cluster = "cluster: {name: sky, accelerators: H100:8, bucket: gs://b, settings: [num_microbatches=2]}"
+    (tmp_path / "cluster.yaml").write_text(cluster)
+    executor = {"name": "sky", "task": str(tmp_path / "task.yaml"), "cluster": str(tmp_path / "cluster.yaml")}
+    file = sweep_file(executor=executor, trials=3)
     assert states(run(file)) == ["complete"] * 3
     launches = [line for line in (folder / "asked").read_text().splitlines() if "launch" in line]
     assert len(launches) == 3
+    assert all("base.yaml num_microbatches=2 " in line for line in launches)
     assert len({line.split()[5] for line in launches}) == 3
     assert all(line.split()[-3:-1] == ["--secret", "TOKEN"] for line in launches)
     run(file)
