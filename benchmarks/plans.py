@@ -39,6 +39,7 @@ class Case(NamedTuple):
 
 MACHINES = {
     "v5e-16": ("gke-tpu",),
+    "2 x v5e-16": ("gke-tpu-multislice",),
     "v5p-64": ("gke-v5p",),
     "v6e-8": ("sky-tpu-spot", "tpu-vm"),
     "8 x H100": ("sky", "slurm"),

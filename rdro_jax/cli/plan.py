@@ -28,7 +28,7 @@ def add_plan(commands: Any) -> None:
         metavar="NAME",
         action="append",
         required=True,
-        help="v5e:4x4, v5p:2x2x4, gpu:8xh100, cpu:8; repeat",
+        help="v5e:4x4, 2xv5e:4x4, gpu:8xh100, cpu:8; repeat",
     )
     parser.add_argument("--estimate", action="store_true", help="count instead of compiling: seconds, good to a tenth")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures of all topologies, as a JSON list")

@@ -1,6 +1,6 @@
 """Meshes, shardings and processes."""
 
-from rdro_jax.parallel.mesh import MeshConfig, make_mesh
+from rdro_jax.parallel.mesh import MeshConfig, check_groups, make_mesh
 from rdro_jax.parallel.multihost import (
     array_from_first,
     from_first,
@@ -37,6 +37,7 @@ __all__ = [
     "MeshConfig",
     "Placed",
     "array_from_first",
+    "check_groups",
     "check_heads",
     "check_row_length",
     "check_rows",

@@ -80,17 +80,22 @@ def device_grid(config: MeshConfig, devices: list[Any]) -> np.ndarray:
     groups, kind = _groups(devices)
     if math.prod(across) == 1 and (kind == "processes" or len(groups) == 1):
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    if math.prod(across) != len(groups):
-        raise ConfigError(
-            f"mesh: got dcn_data={config.dcn_data}, dcn_fsdp={config.dcn_fsdp} for devices in {len(groups)} {kind}; "
-            f"wanted factors whose product is {len(groups)}"
-        )
+    check_groups(config, len(devices), len(groups), kind)
     within = tuple(size // factor for size, factor in zip(sizes, across, strict=True))
     if {math.prod(within)} != {*groups.values()}:
         raise ConfigError(f"mesh: got {kind} of {sorted(groups.values())} devices; wanted equal ones")
     return mesh_utils.create_hybrid_device_mesh(
         within, across, devices, process_is_granule=kind == "processes", allow_split_physical_axes=True
     )
+
+
+def check_groups(config: MeshConfig, devices: int, groups: int, kind: str = "slices") -> None:
+    """Raises: ConfigError unless the mesh of so many devices has its groups as what its `dcn_` factors part."""
+    if math.prod(config.across(devices)) != groups:
+        raise ConfigError(
+            f"mesh: got dcn_data={config.dcn_data}, dcn_fsdp={config.dcn_fsdp} for devices in {groups} {kind}; "
+            f"wanted factors whose product is {groups}"
+        )
 
 
 def _groups(devices: list[Any]) -> tuple[Counter, str]:

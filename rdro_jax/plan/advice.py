@@ -74,13 +74,15 @@ def _precisions(config: Config) -> list[Change]:
 
 
 def _meshes(plan: Plan) -> list[Change]:
-    """The config's own, then all devices along fsdp, then with heads divided as well."""
+    """The config's own, then all devices along fsdp, then with heads divided as well; slices part fsdp."""
+    slices = plan.topology.slices
+    across = f" mesh.dcn_data=1 mesh.dcn_fsdp={slices}" if slices > 1 else ""
     devices, heads = plan.topology.num_devices, math.gcd(plan.model.n_heads, plan.model.n_kv_heads)
     changes = [Change("", {})]
     for tensor in (1, 2, 4, 8):
-        if heads % tensor == 0 and devices % tensor == 0:
-            mesh = MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor)
-            changes.append(Change(f"mesh.data=1 mesh.fsdp={mesh.fsdp} mesh.tensor={tensor}", {"mesh": mesh}))
+        if heads % tensor == 0 and devices % (tensor * slices) == 0:
+            mesh = MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor, dcn_fsdp=slices)
+            changes.append(Change(f"mesh.data=1 mesh.fsdp={mesh.fsdp} mesh.tensor={tensor}{across}", {"mesh": mesh}))
     return changes
 
 

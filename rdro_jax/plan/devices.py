@@ -83,7 +83,8 @@ def _tpu_devices(topology: Topology) -> list[Any]:
     for name, value in NOT_A_TPU.items():
         os.environ.setdefault(name, value)
     one = {"chips_per_host_bounds": [1, 1, 1]} if topology.num_devices == 1 else {}
-    return _described(topology, topology.name, "tpu", **one)
+    several = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    return _described(topology, topology.slice_name, "tpu", **one, **several)
 
 
 def _gpu_devices(topology: Topology) -> list[Any]:

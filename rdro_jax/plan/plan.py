@@ -11,7 +11,7 @@ from rdro_jax.config import Config
 from rdro_jax.models import ModelConfig, load_model_config, load_preset
 from rdro_jax.models.backends import suited_backend
 from rdro_jax.models.flops import StepFlops, step_flops
-from rdro_jax.parallel import Placed, check_rows, layout, make_mesh
+from rdro_jax.parallel import Placed, check_groups, check_rows, layout, make_mesh
 from rdro_jax.plan.compiled import Compiled, OutOfMemory, compile_step
 from rdro_jax.plan.devices import make_devices
 from rdro_jax.plan.estimate import SIZES, Parts, abstract_mesh, estimate, plan_state
@@ -73,6 +73,8 @@ def make_plan(config: Config, topology: Topology, *, compiling: bool = True) -> 
 
     Raises: ConfigError where mesh, model and batch do not divide, or the compiler is not installed.
     """
+    if topology.platform == "tpu":
+        check_groups(config.mesh, topology.num_devices, topology.slices)
     mesh = (
         make_mesh(config.mesh, make_devices(topology))
         if compiling

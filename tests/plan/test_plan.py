@@ -85,6 +85,24 @@ def test_what_does_not_fit_ends_with_what_would(load, run_file, capsys):
     assert make_plan(config, parse_topology("v5e:2x2"), compiling=False).fits
 
 
+def test_slices_are_what_the_mesh_says_lies_across(load):
+    """Refused as a run would be, also where nothing is compiled."""
+    two = parse_topology("2xv5e:2x2")
+    with pytest.raises(ConfigError, match=r"got dcn_data=1, dcn_fsdp=1 for devices in 2 slices; .* product is 2"):
+        make_plan(load(), two, compiling=False)
+    with pytest.raises(ConfigError, match=r"got dcn_data=2, dcn_fsdp=1 for devices in 1 slices; .* product is 1"):
+        make_plan(load("mesh.data=2", "mesh.dcn_data=2"), parse_topology("v5e:2x2"), compiling=False)
+    plan = make_plan(load("mesh.data=2", "mesh.dcn_data=2"), two, compiling=False)
+    assert plan.mesh == {"data": 2, "fsdp": 4, "context": 1, "tensor": 1}
+    preset = Path(__file__).parents[2] / "configs" / "models" / "llama-3.1-8b.yaml"
+    words = [f"model.path={preset}", "data.max_length=2048", "global_batch_size=16", "model.remat=full"]
+    words.append("model.compute_dtype=bfloat16")
+    large = make_plan(load(*words, "mesh.data=2", "mesh.dcn_data=2"), parse_topology("2xv5e:2x4"), compiling=False)
+    assert not large.fits
+    keys = "mesh.data=1 mesh.fsdp=16 mesh.tensor=1 mesh.dcn_data=1 mesh.dcn_fsdp=2"
+    assert advise(large).endswith(f" with {keys}")
+
+
 def test_a_model_too_large_for_any_setting_is_told_the_number_of_devices(load):
     preset = Path(__file__).parents[2] / "configs" / "models" / "llama-3.1-70b.yaml"
     plan = make_plan(load(f"model.path={preset}"), parse_topology("v5e:2x2"), compiling=False)
