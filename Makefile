@@ -50,7 +50,7 @@ faults: $(ENV)   ## kill, freeze, starve and damage real runs in under 900 s, an
 	.venv/bin/python -m pytest tests/faults -m faults -n 2 --dist worksteal $(if $(FAULT),-k $(FAULT)_)
 
 smoke: $(ENV)    ## three steps in small of every recipe, of other losses and families
-	.venv/bin/python -m pytest tests/smoke -m "smoke or not smoke"
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" .venv/bin/python -m pytest tests/smoke -m smoke -n 2 --dist worksteal
 
 browser:         ## install the Chromium that tests open reports in, by apt where root may
 	@if command -v chromium chromium-browser google-chrome; then :; \
