@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -127,13 +127,16 @@ def _keys(panel: Panel, run: Run) -> list[str]:
 
 
 def _draw_band(plot: Any, panel: Panel, run: Run, colour: str) -> None:
+    from bokeh.models import ColumnDataSource, VArea
+
     if panel.band is None or not all(key in run.series for key in panel.band):
         return
     low, high = (run.series[key] for key in panel.band)
     shared, of_low, of_high = np.intersect1d(low.steps, high.steps, return_indices=True)
     every = max(1, -(-len(shared) // MOST_POINTS))
-    ends = [low.values[of_low][::every], high.values[of_high][::every]]
-    plot.varea(shared[::every], *ends, fill_color=colour, fill_alpha=0.18)
+    ends = {"y1": low.values[of_low][::every], "y2": high.values[of_high][::every]}
+    band = VArea(x="x", y1="y1", y2="y2", fill_color=colour, fill_alpha=0.18)
+    plot.add_glyph(ColumnDataSource({"x": shared[::every], **ends}), band)
 
 
 def _draw_levels(plot: Any, level: str | float | None, runs: Sequence[Run]) -> None:
@@ -162,6 +165,8 @@ def _level(level: str | float | None, run: Run) -> float | None:
 
 def draw_histograms(run: Run, name: str) -> Any:
     """Held-out log-ratios of a class at each evaluation: the darker, the more examples."""
+    from bokeh.models import ColumnDataSource, Quad
+
     lines = [line for line in run.evaluations if name in line.get("log_ratio", {})]
     lines = lines[:: -(-len(lines) // MOST_HISTOGRAMS)]
     title = "desirable" if name == "chosen" else "undesirable"
@@ -178,8 +183,9 @@ def draw_histograms(run: Run, name: str) -> Any:
         columns["alpha"][-1] /= max(1.0, counts.max())
         before = line["step"]
     source = {key: np.concatenate(parts) for key, parts in columns.items()}
-    plot.quad("left", "right", "bottom", "top", fill_alpha="alpha", fill_color=COLOURS[name == "rejected"],
-              line_color=None, source=source)  # fmt: skip
+    sides = {side: side for side in ("left", "right", "bottom", "top")}
+    look = {"fill_alpha": "alpha", "fill_color": COLOURS[name == "rejected"], "line_color": None}
+    plot.add_glyph(ColumnDataSource(source), Quad(**sides, **look))
     _draw_levels(plot, "log_bound", [run])
     return plot
 
@@ -202,22 +208,28 @@ def draw_reliability(runs: Sequence[Run]) -> Any:
     return plot
 
 
-def make_figure(title: str, x: str, y: str, y_axis_type: Any = "linear") -> Any:
+def make_figure(title: str, x: str, y: str, y_axis_type: Literal["linear", "log"] = "linear") -> Any:
     """An empty chart with axes that say what they are."""
-    from bokeh.plotting import figure
+    # Not `bokeh.plotting.figure`: what it adds to these parts takes longer to import and to make than they do.
+    from bokeh import models
 
-    plot = figure(
-        title=title,
-        x_axis_label=x,
-        y_axis_label=y,
-        y_axis_type=y_axis_type,
+    logarithmic = y_axis_type == "log"
+    tools = [getattr(models, f"{name}Tool")() for name in ("Pan", "BoxZoom", "WheelZoom", "Reset", "Hover")]
+    plot = models.Plot(
+        title=models.Title(text=title),
+        x_range=models.DataRange1d(),
+        y_range=models.DataRange1d(),
+        y_scale=models.LogScale() if logarithmic else models.LinearScale(),
         height=HEIGHT,
         sizing_mode="stretch_width",
-        tools="pan,box_zoom,wheel_zoom,reset,hover",
-        active_scroll=None,
+        toolbar=models.Toolbar(tools=tools, active_scroll=None, logo=None, autohide=True),
     )
-    plot.toolbar.logo = None
-    plot.toolbar.autohide = True
+    below = models.LinearAxis(axis_label=x)
+    left = models.LogAxis(axis_label=y) if logarithmic else models.LinearAxis(axis_label=y)
+    plot.add_layout(below, "below")
+    plot.add_layout(left, "left")
+    plot.add_layout(models.Grid(axis=below, dimension=0))
+    plot.add_layout(models.Grid(axis=left, dimension=1))
     return plot
 
 

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -23,6 +23,9 @@ from rdro_jax.run_files import (
     dotted,
     read_lines,
 )
+
+NUMBERS = (int, float)
+"""What JSON has for numbers: its truth values, which Python counts among them, are of another type."""
 
 
 class Series(NamedTuple):
@@ -103,22 +106,28 @@ def _load_run(folder: Path, name: str) -> Run:
 
 def gather(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """Every metric of the lines that is ever a number, over its steps."""
-    points: dict[str, tuple[list[float], list[float]]] = {}
+    columns: dict[str, tuple[list[Any], list[Any]]] = {}
     for line in lines:
-        step = line.get("step")
-        if not _is_number(step):
-            continue
-        for key, value in line.items():
-            if key != "step" and (value is None or _is_number(value)):
-                steps, values = points.setdefault(key, ([], []))
+        if type(step := line.get("step")) in NUMBERS:
+            for key, value in line.items():
+                if key in columns:  # before a call that makes lists for nothing
+                    steps, values = columns[key]
+                else:
+                    steps, values = columns[key] = [], []
                 steps.append(step)
-                values.append(np.nan if value is None else float(value))
-    series = {key: Series(np.array(steps, float), np.array(values, float)) for key, (steps, values) in points.items()}
+                values.append(value)
+    series = {key: _as_series(*column) for key, column in columns.items() if key != "step"}
     return {key: one for key, one in series.items() if not np.isnan(one.values).all()}
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _as_series(steps: list[float], values: list[Any]) -> Series:
+    """What of the values is a number or null; types are told once a column, as a run writes them: one."""
+    if not {*map(type, values)} <= {*NUMBERS, type(None)}:
+        known = [
+            (step, value) for step, value in zip(steps, values, strict=True) if value is None or type(value) in NUMBERS
+        ]
+        steps, values = [step for step, _ in known], [value for _, value in known]
+    return Series(np.array(steps, float), np.array(values, float))
 
 
 def _lines(path: Path) -> Sequence[Mapping[str, Any]] | None:

@@ -21,7 +21,13 @@ from rdro_jax.train.console import progress
 
 def test_metrics_become_series_over_their_own_steps():
     lines = [{"step": 1, "loss": 2.0, "null": None}, {"step": 1, "eval_loss": 3}, {"step": 2, "loss": None, "x": "no"}]
-    series = gather([*lines, {"loss": 9.0}])
+    others = [
+        {"loss": 9.0},
+        {"step": True, "loss": 9.0},
+        {"step": 3, "eval_loss": "?"},
+        {"step": 4, "eval_loss": False},
+    ]
+    series = gather([*lines, *others])
     assert {*series} == {"loss", "eval_loss"}
     np.testing.assert_array_equal(series["loss"].steps, [1, 2])
     np.testing.assert_array_equal(series["loss"].values, [2.0, math.nan])
