@@ -83,7 +83,7 @@ sweep-study: $(ENV)  ## losses x alpha x seeds on a task of its own, ends with r
 	.venv/bin/python -m benchmarks.sweep_task runs/sweep-task
 	.venv/bin/rdro sweep configs/sweeps/study.yaml
 
-sweep-faults: $(ENV)  ## 38 real trials in three sweeps whose processes are killed -9, 23 times; a quarter of an hour on busy cores
+sweep-faults: $(ENV)  ## 38 real trials in three sweeps whose processes are killed -9 at 23 moments; a quarter of an hour on two cores
 	REAL_TRIALS=1 .venv/bin/python -m pytest tests/sweep/test_real_faults.py --timeout 7200 -s
 
 $(LAUNCH_ENV): tests/launch/requirements.txt

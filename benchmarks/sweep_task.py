@@ -29,10 +29,11 @@ MODEL = ModelConfig(
 )
 
 
-def write_task(folder: Path) -> Path:
-    """Write the task into `folder`; returns its config."""
-    save_model(init_params(MODEL, jax.random.key(0)), MODEL, folder / "model")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+def write_task(folder: Path, model: ModelConfig = MODEL) -> Path:
+    """Write the task into `folder`, with a random model of that shape; returns its config."""
+    save_model(init_params(model, jax.random.key(0)), model, folder / "model")
+    vocabulary = [*WORDS, *(f"<{number}>" for number in range(len(WORDS), model.vocab_size))]
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
     tokenizer.chat_template = TEMPLATE
