@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def add_plan(commands: Any) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a plan touches no accelerator, and must not wait for one
     from rdro_jax.config import load_config
-    from rdro_jax.plan import advise, as_json, make_plan, parse_topology, tell, verdict
+    from rdro_jax.plan import advise, as_json, make_plan, missing_compiler, parse_topology, tell, verdict
 
     config = load_config(arguments.config, arguments.overrides)
     topologies = [parse_topology(name) for name in arguments.topology]
@@ -45,7 +46,10 @@ def _plan(arguments: argparse.Namespace) -> None:
         raise StorageError(f"--json: no folder '{arguments.json.parent}'; make it first")
     plans = []
     for topology in topologies:
-        plan = make_plan(config, topology, compiling=not arguments.estimate)
+        missing = "" if arguments.estimate else missing_compiler(topology)
+        if missing:
+            print(f"{missing}; counted instead, good to a tenth", file=sys.stderr)
+        plan = make_plan(config, topology, compiling=not (arguments.estimate or missing))
         plans.append(plan)
         print("\n".join(tell(plan)), verdict(plan), sep="\n", end="\n\n", flush=True)
     if arguments.json is not None:

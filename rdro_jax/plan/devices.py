@@ -55,11 +55,31 @@ GPUS_OF_A_NODE = 8
 """Joined by NVLink, and one process of jax here; more GPUs are nodes of so many."""
 
 
+COMPILERS = {
+    "tpu": ("libtpu", "pip install 'rdro_jax[plan]'"),
+    "gpu": ("jax_plugins.xla_cuda13", "docs/scaling.md says how to"),
+    "cpu": ("jaxlib", ""),
+}
+"""The package with each platform's compiler, and how it is installed."""
+
+
+def missing_compiler(topology: Topology) -> str:
+    """What to say and do where the compiler of the machine is not installed; nothing where it is."""
+    package, what_to_do = COMPILERS[topology.platform]
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of what `package` lies in
+        found = None
+    return "" if found else f"--topology: {topology.name}: its compiler is not installed; {what_to_do}"
+
+
 def make_devices(topology: Topology) -> list[Any]:
     """Devices of the machine to lower and compile for.
 
     Raises: ConfigError where the platform's compiler is not installed, or knows no such machine.
     """
+    if missing := missing_compiler(topology):
+        raise ConfigError(f"{missing}, or ask for --estimate, which needs none")
     return {"tpu": _tpu_devices, "gpu": _gpu_devices, "cpu": _cpu_devices}[topology.platform](topology)
 
 
@@ -75,11 +95,6 @@ def _cpu_devices(topology: Topology) -> list[Any]:
 
 
 def _tpu_devices(topology: Topology) -> list[Any]:
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            f"--topology: {topology.name}: its compiler is not installed; pip install 'rdro_jax[plan]', or ask for "
-            "--estimate, which needs none"
-        )
     for name, value in NOT_A_TPU.items():
         os.environ.setdefault(name, value)
     one = {"chips_per_host_bounds": [1, 1, 1]} if topology.num_devices == 1 else {}
@@ -88,11 +103,6 @@ def _tpu_devices(topology: Topology) -> list[Any]:
 
 
 def _gpu_devices(topology: Topology) -> list[Any]:
-    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
-        raise ConfigError(
-            f"--topology: {topology.name}: its compiler is not installed; docs/scaling.md says how to, or ask for "
-            "--estimate, which needs none"
-        )
     bandwidth = int(topology.device.bandwidth)
     text = GPU_DESCRIPTION.format(bandwidth=bandwidth, **GPUS[topology.kind])
     count = topology.num_devices

@@ -1,5 +1,7 @@
 """A config of a tiny model that is only an architecture: what a plan asks for."""
 
+import importlib.util
+
 import pytest
 
 from rdro_jax.config import load_config
@@ -34,3 +36,16 @@ def run_file(tmp_path_factory):
 def load(run_file):
     """The config with overrides."""
     return lambda *overrides: load_config(run_file, overrides)
+
+
+@pytest.fixture
+def no_compilers(monkeypatch):
+    """A machine with jax alone: what plugins lie in is not there either."""
+    find = importlib.util.find_spec
+
+    def find_none(module):
+        if module.startswith("jax_plugins."):
+            raise ModuleNotFoundError("No module named 'jax_plugins'")
+        return None if module == "libtpu" else find(module)
+
+    monkeypatch.setattr("importlib.util.find_spec", find_none)

@@ -85,6 +85,15 @@ def test_what_does_not_fit_ends_with_what_would(load, run_file, capsys):
     assert make_plan(config, parse_topology("v5e:2x2"), compiling=False).fits
 
 
+@pytest.mark.parametrize("name", ["v5e:2x2", "gpu:8xh100"])
+def test_without_a_compiler_it_is_counted_and_said(no_compilers, run_file, capsys, name):
+    assert main(["plan", str(run_file), "--topology", name]) == 0
+    out, err = capsys.readouterr()
+    assert f"{name}: its compiler is not installed" in err
+    assert "counted instead, good to a tenth" in err
+    assert f"{name}: fits by the estimate" in out
+
+
 def test_slices_are_what_the_mesh_says_lies_across(load):
     """Refused as a run would be, also where nothing is compiled."""
     two = parse_topology("2xv5e:2x2")

@@ -44,8 +44,7 @@ def test_a_name_that_means_nothing_is_refused_with_names_that_do(name):
 @pytest.mark.parametrize(
     ("name", "what_to_do"), [("v5e:4x4", r"pip install 'rdro_jax\[plan\]'"), ("gpu:8xh100", "docs/scaling.md says how")]
 )
-def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(monkeypatch, name, what_to_do):
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(no_compilers, name, what_to_do):
     with pytest.raises(ConfigError, match=f"{name}: its compiler is not installed; {what_to_do}.*--estimate"):
         make_devices(parse_topology(name))
 
