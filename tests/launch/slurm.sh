@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A real SLURM on this machine, two nodes of it: are the rendered scripts accepted, does a run of both nodes train, do runs
-# survive SIGTERM, a killed rank (two nodes) and their time limit (one node) with the state and the metrics of a run that
-# was left alone, does a sweep's array survive SIGTERM, a sweep by submitit its preemption, its time limit's signal and the
-# death of its coordinator? Needs root and apt; without them it says so and passes.
+# of both nodes survive SIGTERM, a killed rank and their time limit with the state and the metrics of a run that was left
+# alone, does a sweep's array survive SIGTERM, a sweep by submitit its preemption, its time limit's signal and the death of
+# its coordinator? Needs root and apt; without them it says so and passes.
 # RDRO_PYTHON: an interpreter with rdro_jax (default .venv/bin/python).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -159,7 +159,10 @@ sys.exit(not same(*map(Path, sys.argv[1:])))
 PYTHON
 }
 scored() { cat "$@" | grep -c "computing the others"; } # files of rows whose reference log-probs a log says were computed
-requeued() { grep -q "ended with code $2; requeued" "$work/job-$1.log" || fail "no requeue after code $2"; }
+requeued() { # job, code
+  grep -q "ended with code $2; requeued" "$work/job-$1.log" ||
+    fail "no requeue after code $2: $(grep -h "requeued\|rdro: error" "$work/job-$1.log")"
+}
 rank() { # job, rank -> process id
   for process in $(pgrep -f "rdro_jax.cli train"); do
     if tr '\0' '\n' <"/proc/$process/environ" 2>/dev/null | grep -cxE "SLURM_JOB_ID=$1|SLURM_PROCID=$2" | grep -qx 2; then
@@ -168,33 +171,42 @@ rank() { # job, rank -> process id
   done
 }
 
-for nodes in 1 2; do
-  render 0 "$nodes" >"$work/rendered-$nodes"
-  for name in whole hurt; do sed "s,OUTPUT,$work/$name-$nodes," "$work/rendered-$nodes" >"$work/$name-$nodes.sbatch"; done
-  submit "$work/whole-$nodes.sbatch" >"$work/job-of-whole-$nodes"
-done
-wait_for "the run of one node that is left alone" finished "$work/whole-1"
-wait_for "the run of two nodes that is left alone" finished "$work/whole-2"
-grep -q "in 2 processes" "$work/job-$(cat "$work/job-of-whole-2").log" || fail "two nodes are not one run"
+render 0 2 >"$work/rendered-2"
+for name in whole hurt late; do sed "s,OUTPUT,$work/$name," "$work/rendered-2" >"$work/$name.sbatch"; done
+sed -i s/save_steps=20/save_steps=2/ "$work/late.sbatch" # a step takes longer so, and gives what it gives
+job=$(submit "$work/whole.sbatch")
+wait_for "the run that is left alone" finished "$work/whole"
+grep -q "in 2 processes" "$work/job-$job.log" || fail "two nodes are not one run"
 echo "a job of two nodes trains, as one run of two processes ($SECONDS s)"
 
-# The run is frozen until its limit comes: SLURM looks at limits twice a minute, and nobody wants to train that long here.
-late=$(submit "$work/hurt-1.sbatch")
-wait_for "its first steps" lines "$work/hurt-1" 3
+# SLURM looks at limits twice a minute, and sends its signal 180 seconds before one. Until that has come the run is held:
+# it works for a moment every eight seconds, as its processes give up one that does not answer for 25.
+late=$(submit "$work/late.sbatch")
+wait_for "its first steps" lines "$work/late" 3
 scancel --signal=STOP "$late.0"
-scontrol update "JobId=$late" TimeLimit=1
-(wait_for "the requeue before the time limit" restarted "$late" 1) &
+scontrol update "JobId=$late" TimeLimit=3
+(
+  held=("$(rank "$late" 0)" "$(rank "$late" 1)")
+  for _ in 1 2 3 4 5; do
+    sleep 8
+    kill -CONT "${held[@]}" 2>/dev/null || break # it has heard the signal, and ended
+    sleep 0.2
+    kill -STOP "${held[@]}" 2>/dev/null || break
+  done
+  kill -CONT "${held[@]}" 2>/dev/null || true
+  wait_for "the requeue before the time limit" restarted "$late" 1
+) &
 requeue=$!
 
-job=$(submit "$work/hurt-2.sbatch")
-wait_for "its first steps" lines "$work/hurt-2" 3
+job=$(submit "$work/hurt.sbatch")
+wait_for "its first steps" lines "$work/hurt" 3
 scancel --signal=TERM "$job"
 wait_for "the requeue after SIGTERM" restarted "$job" 1
-wait_for "its next steps" lines "$work/hurt-2" 60
+wait_for "its next steps" lines "$work/hurt" 60
 kill -KILL "$(rank "$job" 1)"
 wait_for "the requeue after SIGKILL of rank 1" restarted "$job" 2
-wait_for "its end" finished "$work/hurt-2"
-same whole-2 hurt-2 || fail "the runs of two nodes differ"
+wait_for "its end" finished "$work/hurt"
+same whole hurt || fail "the run that was told to stop and killed differs"
 requeued "$job" 42
 requeued "$job" 137
 echo "told to stop, then with one rank killed, it is requeued twice and ends in the same state ($SECONDS s)"
@@ -227,12 +239,12 @@ if grep -q '"step": 1[,}]' "$metrics" || ! grep -q '"step": 2[,}]' "$metrics"; t
 echo "a sweep's array of two tasks prepares once, and the one told to stop is requeued and finishes ($SECONDS s)"
 
 wait "$requeue" || exit 1
-wait_for "its end" finished "$work/hurt-1"
-same whole-1 hurt-1 || fail "the runs of one node differ"
+wait_for "its end" finished "$work/late"
+same whole late || fail "the run whose time was up differs"
 requeued "$late" 42
-echo "a run whose time is up saves, is requeued and ends in the same state ($SECONDS s)"
+echo "a run of two nodes whose time is up saves, is requeued and ends in the same state ($SECONDS s)"
 
-sed "s,OUTPUT,$work/faulty data.train=$work/none.jsonl," "$work/rendered-1" >"$work/faulty.sbatch"
+render 0 1 | sed "s,OUTPUT,$work/faulty data.train=$work/none.jsonl," >"$work/faulty.sbatch"
 job=$(submit "$work/faulty.sbatch")
 wait_for "a run with a fault" bash -c "scontrol show job $job | grep -q JobState=FAILED"
 scontrol show job "$job" | grep -q "Restarts=0" || fail "code 3 was requeued"
