@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from host import coordinator, is_alive, living
-
 from rdro_jax.checkpoint import list_steps
 from rdro_jax.sweep import executors
 from rdro_jax.sweep.spec import load_sweep
+from tests.sweep.host import coordinator, is_alive, living
 
 SAVE_SECONDS = 0.3
 """A run is killed within so many seconds of the begin of a save."""

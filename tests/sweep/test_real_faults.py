@@ -59,7 +59,7 @@ EXAMPLES = 2 * N_TRAIN
 
 def environment_of(cache):
     """One device, and one compilation cache for all: what the first run compiled, the others find."""
-    ours = (ROOT, HERE, ROOT / "tests", ROOT / "tests" / "faults")
+    ours = (ROOT, ROOT / "tests", ROOT / "tests" / "faults")
     path = os.pathsep.join([*map(str, ours), os.environ.get("PYTHONPATH", "")])
     cache = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""} | cache
@@ -125,7 +125,7 @@ def test_each_run_goes_on_from_its_own_checkpoint(fates, name):
         saved = iter([step for run, step in deaths["runs"] if run == str(folder) and step])
         assert all(step in saved for step in again), folder  # in this order
         resumed += len(again)
-    assert resumed > 0
+    assert resumed > 0 or "save" not in SWEEPS[name][2]  # three kills may all fall before a run has saved
 
 
 def test_killed_runs_end_as_they_do_when_they_are_left_alone(fates, tmp_path):
