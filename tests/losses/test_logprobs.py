@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rdro_jax.batch import Batch
-from rdro_jax.losses import completion_lengths, completion_logps_from_hidden, token_logps
+from rdro_jax.losses import HeadSplit, completion_lengths, completion_logps_from_hidden, token_logps
 from rdro_jax.losses import head as head_module
 from rdro_jax.losses.head import _blocks
 
@@ -106,6 +106,29 @@ def test_no_buffer_of_tokens_by_vocabulary():
     assert temporaries[1] - temporaries[0] < 4 * tokens * 256  # sixteen times the product: a few numbers a token more
     dense = lambda h, w, t: jnp.take_along_axis(jax.nn.log_softmax(h @ w.T), t[:, None], 1)  # noqa: E731
     assert f"{tokens},{vocab}" in lowered(tokens, vocab, dense).as_text()
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 4), (2, 2)])
+def test_a_head_over_a_mesh_is_never_whole(fsdp, tensor):
+    """Nor are its logits: of each device's part of the vocabulary, a block at a time."""
+    tokens, vocab = 512, 32_768
+    mesh = jax.make_mesh((fsdp, tensor), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    split = HeadSplit(mesh, tokens=(("fsdp",),), vocab=("tensor",), width=("fsdp",))
+    laid = lambda shape, kind, *axes: jax.ShapeDtypeStruct(  # noqa: E731
+        shape, kind, sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    )
+    arguments = (
+        laid((tokens, D), jnp.float32, "fsdp"),
+        laid((vocab, D), jnp.float32, "tensor", "fsdp"),
+        laid((tokens,), jnp.int32, "fsdp"),
+    )
+    total = lambda hidden, head, targets: token_logps(hidden, head, targets, split=split).sum()  # noqa: E731
+    program = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*arguments).compile()
+    assert f"f32[{vocab // tensor},{D // fsdp}]" in program.as_text()  # each device's own part
+    assert f"[{vocab},{D}" not in program.as_text()
+    assert not re.search(rf"{tokens},{vocab // tensor}|{vocab // tensor},{tokens}", program.as_text())
+    # Beside the logits of one chunk by one block, the rows of that block gathered over fsdp and their gradients.
+    assert program.memory_analysis().temp_size_in_bytes < 4 * (3 * 256 * 8192 + 3 * 8192 * D)
 
 
 def packed_batch():
