@@ -202,9 +202,10 @@ def watched(file: Path, every, stop=None):
     def hold_and_look(self, number, *told):
         hold(self, number, *told)
         if number % every == 0 or number == 1:
-            # without the pages of files: the system drops and reads those as it likes
-            kilobytes = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]
-            look = {"step": number, "megabytes": int(kilobytes) / 1e3, "files": len(os.listdir("/proc/self/fd"))}
+            # Without the pages of files: the system drops and reads those as it likes. With what it has swapped out.
+            status = Path("/proc/self/status").read_text()
+            kilobytes = sum(int(re.search(rf"{part}:\s+(\d+)", status)[1]) for part in ("RssAnon", "VmSwap"))
+            look = {"step": number, "megabytes": kilobytes / 1e3, "files": len(os.listdir("/proc/self/fd"))}
             with file.open("a") as out:
                 out.write(json.dumps(look | {"compiled": compiled[0]}) + "\n")
 

@@ -99,7 +99,7 @@ def test_F2_killed_at_random_moments(home, whole, measured):
             started = train(run, inject=slowly)
             end = time.monotonic() + rng.uniform(0.2, 1.0) * seconds
             until_save = kills % 4 == 3
-            while started.processes[0].exitcode is None and time.monotonic() < end:
+            while started.processes[0].exitcode is None and (until_save or time.monotonic() < end):
                 if until_save and in_save(run, since):
                     break
                 time.sleep(0.002)
