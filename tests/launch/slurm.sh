@@ -213,7 +213,7 @@ echo "told to stop, then with one rank killed, it is requeued twice and ends in 
 
 cat >"$work/array.yaml" <<CONF
 base: $work/task/run.yaml
-set: {num_train_epochs: 20, checkpoint: {save_steps: 20}}
+set: {num_train_epochs: 20, checkpoint: {save_steps: 1}} # a trial takes longer so, and is still there to be taken away
 output_dir: $work/array
 space: {loss: {rdro: {alpha: {choice: [0.3, 0.6]}}}}
 sampler: {name: grid}
@@ -257,7 +257,7 @@ if ! "$python" -c "import optuna, submitit" 2>/dev/null; then
 fi
 cat >"$work/sweep.yaml" <<CONF
 base: $work/task/run.yaml
-set: {num_train_epochs: 20, checkpoint: {save_steps: 20}}
+set: {num_train_epochs: 20, checkpoint: {save_steps: 1}} # a trial takes longer so, and is still there to be taken away
 output_dir: $work/sweep
 space:
   optimizer: {learning_rate: {range: [1.0e-3, 3.0e-3]}}
@@ -281,14 +281,14 @@ coordinator=$!
 wait_for "the sweep's first steps" lines "$work/sweep/trials/0000" 21
 job=$(grep -oP '\d+' "$work/sweep/trials/0000/job.json")
 scontrol requeue "$job" || fail "the job of trial 0 cannot be requeued"
-wait_for "the requeue of a preempted trial" restarted "$job" 1
 # What SLURM sends before the time limit, as submitit asked it to; submitit saves and requeues by itself.
 wait_for "the first steps of the second trial" lines "$work/sweep/trials/0001" 21
-job=$(grep -oP '\d+' "$work/sweep/trials/0001/job.json")
-scancel --signal=USR2 "$job"
-wait_for "the requeue that submitit asks for" restarted "$job" 1
+second=$(grep -oP '\d+' "$work/sweep/trials/0001/job.json")
+scancel --signal=USR2 "$second" || fail "the job of trial 1 is gone"
+wait_for "the requeue of a preempted trial" restarted "$job" 1
+wait_for "the requeue that submitit asks for" restarted "$second" 1
 wait "$coordinator" || fail "the sweep ended with code $?"
-grep -rqs "Requeued job $job" "$work/sweep/slurm" || fail "it was not submitit that requeued the second trial"
+grep -rqs "Requeued job $second" "$work/sweep/slurm" || fail "it was not submitit that requeued the second trial"
 [ "$(grep -c '"state": "complete"' "$work/sweep/results.jsonl")" -eq 3 ] || fail "not three trials are complete"
 for trial in 0000 0001; do
   # One that has ended by the time it is taken away has nothing to go on with, and says so.
