@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,14 +30,20 @@ class OpenTrial:
     trial: Trial
     point: Point
     runs: list[Run]
-    shared: tuple[Any, ...]
-    """What its prepared data and reference log-probs depend on, and what its program does: runs that agree in one of
-    them share it."""
+    inputs: Hashable
+    """What its prepared data and reference log-probs depend on: runs that agree in it share them."""
+    program: Config | None
+    """What its compiled step depends on, likewise; None where nobody waits for one."""
     values: dict[str, float] = field(default_factory=dict)
     """Objective of its finished runs, by the run's name."""
     reported: int = 0
     """Newest step that the pruner was told of."""
     began: float = field(default_factory=time.time)
+
+    @property
+    def shared(self) -> list[Any]:
+        """What it may have in common with other trials, and one run makes for all."""
+        return [part for part in (self.inputs, self.program) if part is not None]
 
 
 class Coordinator:
@@ -75,7 +82,10 @@ class Coordinator:
         """Enter a trial that was asked for, now or by an earlier coordinator."""
         point = self._loaded.space.suggest(trial)
         runs = runs_of(self._loaded, folder_number(trial), point)
-        opened = OpenTrial(trial, point, runs, shared=self._shared(self._loaded.config(point)))
+        config = self._loaded.config(point)
+        # A job may stand in a queue for hours, which is longer than its program takes to compile twice.
+        program = None if self._executor.detached else program_key(config)
+        opened = OpenTrial(trial, point, runs, inputs=_inputs(config), program=program)
         self._open.append(opened)
         return opened
 
@@ -89,7 +99,7 @@ class Coordinator:
                 slot = self._free_slot()
                 self._jobs[run] = self._executor.start(run, slot), slot
                 return True
-        if any(not self._is_ready(opened.shared[0]) or self._waits(opened) for opened in self._open):
+        if any(not self._is_ready(opened.inputs) or self._waits(opened) for opened in self._open):
             return False
         trial = self._journal.ask()
         if trial is not None:
@@ -124,12 +134,6 @@ class Coordinator:
             if any(run.has_begun() for other in same for run in other.runs):
                 self._ready.add(part)
         return part in self._ready
-
-    def _shared(self, config: Config) -> tuple[Any, ...]:
-        loss = config.loss
-        data = config.data, config.model, config.reference, loss.paired, loss.needs_reference, loss.needs_mismatched
-        # A job may stand in a queue for hours, which is longer than its program takes to compile twice.
-        return (data,) if self._executor.detached else (data, program_key(config))
 
     def _free_slot(self) -> int:
         taken = {slot for _, slot in self._jobs.values()}
@@ -207,3 +211,8 @@ class Coordinator:
         self._open.remove(opened)
         figure = "" if value is None else f" {self._loaded.sweep.objective.metric} {value:.6g}"
         say(f"trial {folder_number(opened.trial):04d}: {state.name.lower()}{figure}  {opened.point}")
+
+
+def _inputs(config: Config) -> Hashable:
+    loss = config.loss
+    return config.data, config.model, config.reference, loss.paired, loss.needs_reference, loss.needs_mismatched
